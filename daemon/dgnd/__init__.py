@@ -1,0 +1,1 @@
+"""The daemon of Distributed-GPT-Node."""

@@ -1,0 +1,72 @@
+"""The configuration as frozen values, with its defaults. Knows nothing of TOML or of files on disk.
+
+Every key here is a key of the file; `docs/config.md` and `dgn.toml.example` are checked against it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of every table."""
+
+
+class NodeConfig(Section, frozen=True):
+    """`[node]`"""
+
+    name: str = ""  #: empty: the host name
+    state_dir: Path = Path("/var/lib/dgn")
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+
+
+class ControlConfig(Section, frozen=True):
+    """`[control]`"""
+
+    socket: Path | None = None  #: None: the search order of the CLI
+
+
+class ModelSection(Section, frozen=True):
+    """`[models.NAME]`"""
+
+    path: Path | None = None  #: None: a model bundled with dgn under that name
+    backend: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int | None = None
+    chat_template: str = "auto"
+
+
+class PeerSection(Section, frozen=True):
+    """`[peers.NAME]`"""
+
+    id: str
+    addrs: tuple[str, ...] = ()
+
+
+class BlocksRow(Section, frozen=True):
+    """`[[blocks]]`: one row of the BlocksMap."""
+
+    model: str
+    peer: str  #: "self" or a name of [peers]
+    span: str
+
+
+class SessionsConfig(Section, frozen=True):
+    """`[sessions]`"""
+
+    idle_s: float = 600.0  #: KV of a session idle for longer is freed
+    max_sessions: int = 64  #: hops open at once for others and for this node
+
+
+class Config(Section, frozen=True):
+    """The whole file."""
+
+    node: NodeConfig = NodeConfig()
+    control: ControlConfig = ControlConfig()
+    sessions: SessionsConfig = SessionsConfig()
+    models: dict[str, ModelSection] = {}
+    peers: dict[str, PeerSection] = {}
+    blocks: tuple[BlocksRow, ...] = ()

@@ -1,0 +1,317 @@
+"""The control API as types: the parameters and the result of every method. Shared by dgnd and dgnctl.
+
+Knows nothing of sockets or of how a method is carried out. `docs/control-api.md` is checked against this.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+NodeState = Literal["starting", "loading", "ready", "degraded", "draining"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+class RouteHop(msgspec.Struct, frozen=True):
+    """One hop of a route; `span` in the config's notation."""
+
+    peer: str
+    name: str
+    span: str
+
+
+class WorkerStatus(msgspec.Struct, frozen=True):
+    """One worker process."""
+
+    model: str
+    spans: str
+    pid: int | None
+    state: str  #: starting, loading, ready, restarting, failed
+    backend: str
+    weights_bytes: int
+    kv_bytes: int
+    detail: str = ""  #: progress, or why it is not ready
+
+
+class SessionStatus(msgspec.Struct, frozen=True):
+    """One session that this node is the origin of, or a hop of."""
+
+    id: str
+    model: str
+    origin: str
+    position: int
+    route_number: int
+    route: list[RouteHop]
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The result of `status`."""
+
+    version: str
+    pid: int
+    peer_id: str
+    name: str
+    state: NodeState
+    workers: list[WorkerStatus]
+    missing: dict[str, str]
+    sessions: list[SessionStatus]
+    notes: list[str] = []  #: what the operator should know: unverified models, relayed edges, refusals
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """One configured model. `local` is what this node has loaded, in the config's notation."""
+
+    name: str
+    path: str
+    backend: str
+    device: str
+    dtype: str
+    n_blocks: int
+    context: int
+    local: str
+    missing: str
+    verified: bool
+    template: str
+
+
+class MapRow(msgspec.Struct, frozen=True):
+    """Who serves what: a configured row and what the peer really offers now."""
+
+    model: str
+    peer: str
+    name: str
+    span: str  #: of my config; empty where only the offer says so
+    offered: str  #: live; empty when unknown or not connected
+    state: str
+
+
+class MapView(msgspec.Struct, frozen=True):
+    """The result of `map.show`."""
+
+    rows: list[MapRow]
+    missing: dict[str, str]
+
+
+class PeerOffer(msgspec.Struct, frozen=True):
+    """What a peer offers of one model."""
+
+    model: str
+    spans: str
+    numerics: str
+
+
+class PeerInfo(msgspec.Struct, frozen=True):
+    """One peer. state: connected, connecting, refused, unreachable."""
+
+    id: str
+    name: str
+    state: str
+    addrs: list[str]
+    rtt_ms: float | None
+    offers: list[PeerOffer]
+    detail: str = ""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """A connection that this node refused, with the lines to paste if it should be let in."""
+
+    id: str
+    addr: str
+    when: str  #: ISO 8601, UTC
+    reason: str
+    paste: str
+
+
+class PeerList(msgspec.Struct, frozen=True):
+    """The result of `peers.list`."""
+
+    peers: list[PeerInfo]
+    refused: list[Refusal]
+    self_addrs: list[str]
+
+
+class ChatMessage(msgspec.Struct, frozen=True):
+    """One message of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Token counts."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Timings(msgspec.Struct, frozen=True):
+    """Seconds. ttft from receipt by dgnd; decode from the first to the last token."""
+
+    prefill_s: float
+    decode_s: float
+    ttft_s: float
+
+
+class GenerateResult(msgspec.Struct, frozen=True):
+    """The result of `generate`; what `dgnctl run --json` prints."""
+
+    text: str
+    token_ids: list[int]
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    exact: bool
+    usage: Usage
+    timings: Timings
+    route: list[RouteHop]
+
+
+class GenerateDelta(msgspec.Struct, frozen=True):
+    """The params of the notification `generate.delta`. `request_id` is the id of the JSON-RPC request."""
+
+    request_id: int | str
+    text: str
+    token_ids: list[int]
+
+
+class CacheEntry(msgspec.Struct, frozen=True):
+    """One session with KV on this node. role: origin, hop."""
+
+    session: str
+    model: str
+    origin: str
+    role: str
+    positions: int
+    kv_bytes: int
+    idle_s: float
+
+
+# --- parameters -------------------------------------------------------------------------------------------------
+
+
+class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The base of every method's parameters; unknown ones are errors."""
+
+
+class NoParams(Params, frozen=True):
+    """For methods without parameters."""
+
+
+class GenerateParams(Params, frozen=True):
+    """`generate`. Exactly one of prompt, messages, token_ids.
+
+    prompt: one user turn (with `raw`, the bare text). messages: a whole conversation. token_ids: the bare ids.
+    With `session` the context is kept under that name: a prompt continues it, and only new tokens are computed.
+    """
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    token_ids: list[int] | None = None
+    raw: bool = False
+    system: str | None = None
+    session: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: list[str] = []
+    stop_ids: list[list[int]] = []
+    wait: float = 0.0  #: seconds to wait for the node to be ready
+
+
+class CancelParams(Params, frozen=True):
+    """`cancel`: ends the request of this connection with that id. Closing the connection does the same for all."""
+
+    request_id: int | str
+
+
+class ConnectParams(Params, frozen=True):
+    """`peers.connect`: a multiaddress that ends in /p2p/ID."""
+
+    addr: str
+
+
+class PeerParams(Params, frozen=True):
+    """`peers.disconnect`: a peer's name or id."""
+
+    peer: str
+
+
+class TokenizeParams(Params, frozen=True):
+    """`tokenize`."""
+
+    text: str
+    model: str | None = None
+    raw: bool = True
+
+
+class TokenizeResult(msgspec.Struct, frozen=True):
+    """The result of `tokenize`."""
+
+    token_ids: list[int]
+    tokens: list[str]
+
+
+class CacheClearParams(Params, frozen=True):
+    """`cache.clear`: one session, or all that this node is the origin of."""
+
+    session: str | None = None
+
+
+class CacheClearResult(msgspec.Struct, frozen=True):
+    """How many sessions were forgotten."""
+
+    cleared: int
+
+
+class SessionParams(Params, frozen=True):
+    """`session.export`."""
+
+    session: str
+
+
+class SessionImportParams(Params, frozen=True):
+    """`session.import`: makes `session` hold these token ids, as if they had been said; computed when next needed."""
+
+    session: str
+    token_ids: list[int]
+    model: str | None = None
+
+
+class SessionTokens(msgspec.Struct, frozen=True):
+    """The token ids of a session, prompt and answers."""
+
+    session: str
+    model: str
+    token_ids: list[int]
+
+
+class Done(msgspec.Struct, frozen=True):
+    """For methods that only do something."""
+
+    ok: bool = True
+
+
+#: Every method: its parameters and its result.
+METHODS: dict[str, tuple[type[Params], object]] = {
+    "status": (NoParams, Status),
+    "models.list": (NoParams, list[ModelInfo]),
+    "map.show": (NoParams, MapView),
+    "peers.list": (NoParams, PeerList),
+    "peers.connect": (ConnectParams, PeerInfo),
+    "peers.disconnect": (PeerParams, Done),
+    "generate": (GenerateParams, GenerateResult),
+    "cancel": (CancelParams, Done),
+    "tokenize": (TokenizeParams, TokenizeResult),
+    "session.export": (SessionParams, SessionTokens),
+    "session.import": (SessionImportParams, Done),
+    "cache.list": (NoParams, list[CacheEntry]),
+    "cache.clear": (CacheClearParams, CacheClearResult),
+    "shutdown": (NoParams, Done),
+}

@@ -1,0 +1,251 @@
+"""Every error that dgnd, dgnctl and peers may see, with its kind, JSON-RPC code, exit code and retry advice.
+
+    DgnError (dgn_backends.errors)
+    ├── ModelError, BackendError, LimitError      see there
+    ├── ConfigError           the configuration; message begins with file:line:column
+    ├── BadRequest            what the caller sent can't be done as it stands
+    │   ├── ContextExceeded   a prompt longer than the context
+    │   └── NotFound          no such model, session, peer
+    ├── NotReady              may succeed later: loading, connecting
+    │   └── BlocksMissing     nobody serves some blocks; data["missing"]
+    ├── Cancelled             by the caller or by shutdown
+    │   └── ShuttingDown
+    ├── WorkerDied            a worker process ended during the request
+    ├── PeerError             the other side's fault or the link's
+    │   ├── PeerGone          the connection ended or timed out
+    │   ├── PeerRefused       it closed the connection: it does not list this node
+    │   ├── ProtocolError     bytes or messages against the protocol
+    │   ├── TicketRefused     no valid ticket, or not allowed
+    │   ├── IdentityMismatch  another peer id than expected
+    │   └── ManifestMismatch  same model name, other weights
+    ├── StaleState            a hop's KV is not what the sender believes: PositionGap, StalePrefix, NotYet
+    └── Client side: NoDaemon, SocketDenied, StaleSocket, AlreadyRunning
+
+Knows nothing of transports; `to_wire`-like conversions live with each transport.
+"""
+
+from __future__ import annotations
+
+from dgn_backends.errors import (
+    BackendError,
+    BackendUnavailable,
+    DataValue,
+    DgnError,
+    LimitError,
+    ModelError,
+    NonFiniteOutput,
+)
+
+
+class ConfigError(DgnError):
+    """The configuration can't be used; the message begins with file:line:column."""
+
+    kind = "config"
+    code = -32001
+    exit_code = 2
+
+
+class BadRequest(DgnError):
+    """What was asked can't be done as it stands."""
+
+    kind = "bad_request"
+    code = -32602
+    exit_code = 2
+
+
+class ContextExceeded(BadRequest):
+    """The prompt is longer than the model's context; nothing was computed."""
+
+    kind = "context_exceeded"
+    code = -32013
+
+
+class NotFound(BadRequest):
+    """There is no such model, session or peer."""
+
+    kind = "not_found"
+    code = -32014
+
+
+class NotReady(DgnError):
+    """Not now, maybe later: something is loading, connecting or restarting."""
+
+    kind = "not_ready"
+    code = -32020
+    exit_code = 5
+    retryable = True
+
+
+class BlocksMissing(NotReady):
+    """Nobody that can be reached serves some blocks; data["missing"] names them."""
+
+    kind = "blocks_missing"
+    code = -32021
+
+
+class Cancelled(DgnError):
+    """The request was cancelled."""
+
+    kind = "cancelled"
+    code = -32022
+    exit_code = 130
+
+
+class ShuttingDown(Cancelled):
+    """The daemon is stopping."""
+
+    kind = "shutting_down"
+    code = -32023
+    exit_code = 5
+    retryable = True
+
+
+class WorkerDied(DgnError):
+    """A worker process ended during the request; it is restarted."""
+
+    kind = "worker_died"
+    code = -32024
+    exit_code = 7
+    retryable = True
+
+
+class PeerError(DgnError):
+    """A peer, or the link to it, failed."""
+
+    kind = "peer"
+    code = -32030
+    exit_code = 7
+    retryable = True
+
+
+class PeerGone(PeerError):
+    """The connection to a peer ended or timed out."""
+
+    kind = "peer_gone"
+    code = -32031
+
+
+class PeerRefused(PeerError):
+    """The peer closed the connection at once: it probably does not list this node."""
+
+    kind = "peer_refused"
+    code = -32032
+    retryable = False
+
+
+class ProtocolError(PeerError):
+    """Bytes or messages against the peer protocol."""
+
+    kind = "protocol"
+    code = -32033
+    retryable = False
+
+
+class TicketRefused(PeerError):
+    """A hop was asked for without a valid ticket, or by an origin that is not allowed."""
+
+    kind = "ticket_refused"
+    code = -32034
+    retryable = False
+
+
+class IdentityMismatch(PeerError):
+    """Another peer id answered than the one expected."""
+
+    kind = "identity_mismatch"
+    code = -32035
+    retryable = False
+
+
+class ManifestMismatch(PeerError):
+    """Two nodes hold different weights, configuration or tokenizer under one model name."""
+
+    kind = "manifest_mismatch"
+    code = -32036
+    retryable = False
+
+
+class StaleState(DgnError):
+    """A hop's KV is not what the sender believes."""
+
+    kind = "stale_state"
+    code = -32040
+    retryable = True
+
+
+class PositionGap(StaleState):
+    """A frame starts beyond what the hop has; data["expected"] is where to start."""
+
+    kind = "position_gap"
+    code = -32041
+
+
+class StalePrefix(StaleState):
+    """The token ids before the frame are not those that the hop's KV was computed from."""
+
+    kind = "stale_prefix"
+    code = -32042
+
+
+class NotYet(StaleState):
+    """A frame of a route or branch that the hop has not been told of."""
+
+    kind = "not_yet"
+    code = -32043
+
+
+class NoDaemon(DgnError):
+    """No daemon: there is no socket at any of the places searched."""
+
+    kind = "no_daemon"
+    code = -32050
+    exit_code = 3
+    retryable = True
+
+
+class StaleSocket(NoDaemon):
+    """There is a socket, but nothing listens: the daemon died."""
+
+    kind = "stale_socket"
+    code = -32051
+
+
+class SocketDenied(DgnError):
+    """The socket may not be used by this user."""
+
+    kind = "permission_denied"
+    code = -32052
+    exit_code = 4
+
+
+class AlreadyRunning(DgnError):
+    """Another daemon holds the socket or the state directory."""
+
+    kind = "already_running"
+    code = -32053
+    exit_code = 1
+
+
+def all_errors() -> dict[str, type[DgnError]]:
+    """Every error class by its kind."""
+    found: dict[str, type[DgnError]] = {}
+    todo: list[type[DgnError]] = [DgnError]
+    while todo:
+        cls = todo.pop()
+        found[cls.kind] = cls
+        todo.extend(cls.__subclasses__())
+    return found
+
+
+def error_from(kind: str, message: str, data: dict[str, DataValue]) -> DgnError:
+    """The error that another process named; an unknown kind becomes a plain DgnError."""
+    return all_errors().get(kind, DgnError)(message, **data)
+
+
+__all__ = [
+    "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled", "ConfigError",
+    "ContextExceeded", "DataValue", "DgnError", "IdentityMismatch", "LimitError", "ManifestMismatch", "ModelError",
+    "NoDaemon", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "PeerError", "PeerGone", "PeerRefused",
+    "PositionGap", "ProtocolError", "ShuttingDown", "SocketDenied", "StalePrefix", "StaleSocket", "StaleState",
+    "TicketRefused", "WorkerDied", "all_errors", "error_from",
+]  # fmt: skip

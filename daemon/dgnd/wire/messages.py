@@ -1,0 +1,321 @@
+"""Every message of `/dgn/1`, between peers and between dgnd and its workers. Frozen values, nothing else.
+
+A frame is one of these and at most one raw tensor (see `dgnd.wire.codec`). Unknown optional fields are ignored,
+so a field may be added with a default; the tag names are the protocol and never change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from dgn_backends.errors import DataValue
+from dgn_backends.tensor import Tensor
+
+
+class HopKey(msgspec.Struct, frozen=True, array_like=True):
+    """Names one session's KV on one hop. `origin` is a peer id; `hop` is given once by the origin, never reused."""
+
+    origin: str
+    session: str
+    hop: int
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", kw_only=True):
+    """The base of every message."""
+
+
+# --- who is there, and with what -------------------------------------------------------------------------------
+
+
+class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """One loaded span that a node computes for allowed origins."""
+
+    span: str  #: in the config's notation
+    numerics: str
+    dtype: str
+    row_invariant: bool = False
+    free_kv_positions: int = 0
+
+
+class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node offers of one model, and which model that is."""
+
+    model: str  #: the name in the config, the same on all nodes
+    n_blocks: int
+    config_digest: str
+    tokenizer_digest: str | None = None
+    manifest_digest: str | None = None  #: of the whole model, where the node has or was told all tensors' digests
+    spans: tuple[SpanOffer, ...] = ()
+
+
+class Hello(Message, tag="hello", frozen=True):
+    """First message in both directions on a new connection."""
+
+    versions: tuple[int, ...]
+    software: str
+    name: str
+    offers: tuple[ModelOffer, ...] = ()
+    peers: tuple[str, ...] = ()  #: peer ids with a live, mutually accepted connection
+
+
+class Offers(Message, tag="offers", frozen=True):
+    """Replaces what Hello said, whenever it changes."""
+
+    offers: tuple[ModelOffer, ...] = ()
+    peers: tuple[str, ...] = ()
+
+
+class Manifest(Message, tag="manifest", frozen=True):
+    """Digests of a model's tensors, by name. `complete` when every tensor of the model is there."""
+
+    model: str
+    config_digest: str
+    tokenizer_digest: str | None
+    tensors: dict[str, str]
+    complete: bool
+
+
+class Ping(Message, tag="ping", frozen=True):
+    """Answered at once, also while computing."""
+
+    nonce: int
+
+
+class Pong(Message, tag="pong", frozen=True):
+    """The answer to a Ping."""
+
+    nonce: int
+
+
+class Goodbye(Message, tag="bye", frozen=True):
+    """The sender closes the connection on purpose."""
+
+    reason: str
+
+
+# --- a hop's life ----------------------------------------------------------------------------------------------
+
+
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
+    """What an origin grants and a recipient is asked for; signed by the origin's ed25519 identity."""
+
+    key: HopKey
+    recipient: str
+    previous: str  #: the peer that data comes from (the origin for hop 0 and for a relayed edge)
+    next: str  #: the peer that results go to (the origin for the last hop and for a relayed edge)
+    next_hop: int | None  #: hop id that results are addressed to; None: they are the session's results
+    model: str
+    config_digest: str
+    manifest_digest: str | None
+    span: str
+    route: int
+    branch: int
+    max_positions: int
+    max_chunk: int  #: most positions of one step
+    nonce: bytes
+    lease_s: float  #: counted by the receiver from receipt
+
+
+class OpenHop(Message, tag="open", frozen=True):
+    """`ticket` is the msgpack of a Ticket, exactly the bytes that were signed."""
+
+    ticket: bytes
+    signature: bytes
+
+
+class HopOpened(Message, tag="opened", frozen=True):
+    """The hop exists; `credits` chunks may be under way in it."""
+
+    key: HopKey
+    credits: int
+    length: int = 0
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the token after a step's last position is picked. temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the token ids so far matter (penalties)."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class StepFrame(Message, tag="step", frozen=True):
+    """Positions `[start, start + count)`; payload i32 [count] (token ids) or hidden states [count, hidden_size].
+
+    From dgnd to a worker, from hop to hop, and from a worker back: always the same message. `sample` asks the
+    head for the token after the last position. `truncate_to` is in the first frame of a new branch.
+    """
+
+    key: HopKey
+    branch: int
+    route: int
+    start: int
+    count: int
+    digest_start: int  #: prefix digest of token ids [0, start)
+    digest_end: int  #: of [0, start + count)
+    truncate_to: int | None = None
+    sample: Sampling | None = None
+    deliver_from: int = 0  #: positions below are computed but not passed on
+
+    @property
+    def stop(self) -> int:
+        """The position after the last."""
+        return self.start + self.count
+
+
+class History(Message, tag="history", frozen=True):
+    """Token ids `[start, start + n)` for penalties, from the origin to the head's hop; payload i32 [n].
+
+    `answer_start` is the border between prompt and answer.
+    """
+
+    key: HopKey
+    branch: int
+    start: int
+    answer_start: int
+
+
+class TokenFrame(Message, tag="token", frozen=True):
+    """The token picked for `position`, from the hop with the head to the origin. Returns one credit."""
+
+    key: HopKey
+    branch: int
+    route: int
+    position: int
+    token_id: int
+
+
+class Credit(Message, tag="credit", frozen=True):
+    """A chunk that ended at `stop` went through the last hop without a token; returns one credit to the origin."""
+
+    key: HopKey
+    branch: int
+    route: int
+    stop: int
+
+
+class Cancel(Message, tag="cancel", frozen=True):
+    """Drop what waits for this session; answered by HopLength. The next frame is of a new branch."""
+
+    key: HopKey
+    branch: int
+
+
+class EndTurn(Message, tag="end_turn", frozen=True):
+    """The answer is complete; answered by HopLength."""
+
+    key: HopKey
+    branch: int
+
+
+class HopLength(Message, tag="length", frozen=True):
+    """How many positions the hop's KV holds."""
+
+    key: HopKey
+    branch: int
+    length: int
+
+
+class CloseHop(Message, tag="close", frozen=True):
+    """Frees the hop: from the origin, or from the hop when its lease ended or its worker went."""
+
+    key: HopKey
+    reason: str = ""
+
+
+class Failure(Message, tag="failure", frozen=True):
+    """A typed error. `key` names the hop concerned; without one it concerns the connection."""
+
+    kind: str
+    message: str
+    data: dict[str, DataValue] = {}
+    key: HopKey | None = None
+    branch: int = 0
+    tag: str = ""  #: of the message that it answers, where it answers one
+
+
+# --- dgnd and its worker only ----------------------------------------------------------------------------------
+
+
+class LoadSpans(Message, tag="w.load", frozen=True):
+    """First message to a worker."""
+
+    model: str
+    path: str
+    spans: tuple[str, ...]
+    backend: str
+    device: str
+    dtype: str
+    threads: int | None = None
+
+
+class LoadProgress(Message, tag="w.progress", frozen=True):
+    """Bytes of weights done; a sign of life."""
+
+    done: int
+    total: int
+
+
+class LoadedSpan(msgspec.Struct, frozen=True, kw_only=True):
+    """One span as loaded."""
+
+    span: str
+    numerics: str
+    dtype: str
+    row_invariant: bool
+    weights_bytes: int
+    kv_bytes_per_position: int
+
+
+class Loaded(Message, tag="w.loaded", frozen=True):
+    """The worker can compute."""
+
+    spans: tuple[LoadedSpan, ...]
+    device: str
+
+
+class OpenSequence(Message, tag="w.open", frozen=True):
+    """Begin a sequence for a hop through `span`, part of a loaded one."""
+
+    key: HopKey
+    span: str
+    max_positions: int
+
+
+class WorkerStats(Message, tag="w.stats", frozen=True):
+    """Asked by an empty one, answered at once with the numbers."""
+
+    kv_bytes: int = 0
+    sequences: int = 0
+    waiting: int = 0
+
+
+PeerMessage = (
+    Hello | Offers | Manifest | Ping | Pong | Goodbye | OpenHop | HopOpened | StepFrame | History | TokenFrame
+    | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
+)  # fmt: skip
+WorkerMessage = (
+    LoadSpans | LoadProgress | Loaded | OpenSequence | WorkerStats | Ping | Pong | StepFrame | History | TokenFrame
+    | Credit | Cancel | HopLength | CloseHop | Failure
+)  # fmt: skip
+AnyMessage = PeerMessage | WorkerMessage
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One message and its tensor, if it has one."""
+
+    message: AnyMessage
+    payload: Tensor | None = None
