@@ -307,8 +307,8 @@ PeerMessage = (
     | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
-    LoadSpans | LoadProgress | Loaded | OpenSequence | WorkerStats | Ping | Pong | StepFrame | History | TokenFrame
-    | Credit | Cancel | HopLength | CloseHop | Failure
+    LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame | History
+    | TokenFrame | Credit | Cancel | HopLength | CloseHop | Failure
 )  # fmt: skip
 AnyMessage = PeerMessage | WorkerMessage
 

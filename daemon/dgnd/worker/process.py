@@ -1,0 +1,176 @@
+"""The worker process: a reader, a writer and a compute thread around one `SpanWorker`.
+
+The reader answers ping, stats and nothing else by itself, so the daemon hears at once also while a batch runs;
+neither end of the socketpair waits on a write before it reads. The process ends when the daemon does: by EOF, and
+by PR_SET_PDEATHSIG where no EOF comes. Knows nothing of what frames mean to the origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+from dgn_backends.errors import DgnError
+from dgnd.wire.codec import WORKER, FrameDecoder, encode
+from dgnd.wire.limits import WORKER_LIMITS
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    Failure,
+    Frame,
+    History,
+    Loaded,
+    LoadProgress,
+    LoadSpans,
+    OpenSequence,
+    Ping,
+    Pong,
+    StepFrame,
+    WorkerStats,
+)
+from dgnd.worker.runner import SpanWorker
+from dgnd.worker.scheduler import Scheduler
+
+_READ_BYTES = 1 << 18
+_PROGRESS_INTERVAL_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent_pid: int) -> None:
+    """Asks the kernel to kill this process when the thread that started it ends (Linux; prctl(2))."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # it died before the call
+        os._exit(1)
+
+
+def be_first_to_go() -> None:
+    """Makes the kernel's OOM killer choose the worker, which is restarted, before the daemon."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+class WorkerProcess:
+    """Wires the threads; `run` returns the exit code."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._scheduler = Scheduler()
+        self._wake = threading.Condition()  # guards _scheduler and _load
+        self._load: LoadSpans | None = None
+        self._outbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._worker: SpanWorker | None = None
+        self._kv_bytes = 0
+
+    def run(self) -> int:
+        """Computes on the calling thread until the daemon hangs up."""
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        writer = threading.Thread(target=self._write, name="writer", daemon=True)
+        writer.start()
+        with self._wake:
+            self._wake.wait_for(lambda: self._load is not None)
+            request = self._load
+        assert request is not None
+        try:
+            self._worker = SpanWorker(request, self._progress())
+        except DgnError as error:
+            self._fail(error.kind, error.message)
+        except Exception as error:  # noqa: BLE001 - the plugin is foreign code; its fault is named, then we end
+            self._fail("backend", f"backend {request.backend}: {type(error).__name__}: {error}")
+        else:
+            self._outbox.put(Frame(Loaded(spans=self._worker.loaded(), device=request.device)))
+            self._compute(self._worker)
+        self._outbox.put(None)
+        writer.join(timeout=5)
+        return 1
+
+    def _fail(self, kind: str, message: str) -> None:
+        self._outbox.put(Frame(Failure(kind=kind, message=message, tag="w.load")))
+
+    def _progress(self) -> Progress:
+        return Progress(self._outbox)
+
+    def _compute(self, worker: SpanWorker) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: len(self._scheduler) > 0)
+                batch = self._scheduler.take()
+            for frame in worker.run(batch):
+                self._outbox.put(frame)
+            self._kv_bytes = worker.kv_bytes()
+
+    def _read(self) -> None:
+        decoder = FrameDecoder(WORKER_LIMITS, WORKER)
+        while True:
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except OSError:
+                data = b""
+            if not data:
+                os._exit(0)  # the daemon is gone: nothing to clean up that the kernel doesn't
+            decoder.receive_data(data)
+            while (frame := decoder.next_frame()) is not None:
+                self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        match frame.message:
+            case Ping(nonce=nonce):
+                self._outbox.put(Frame(Pong(nonce=nonce)))
+            case WorkerStats():
+                self._outbox.put(Frame(self._stats()))
+            case LoadSpans() as load:
+                with self._wake:
+                    self._load = load
+                    self._wake.notify()
+            case OpenSequence() | StepFrame() | History() | Cancel() | CloseHop() as message:
+                with self._wake:
+                    self._scheduler.put(message.key, frame)
+                    self._wake.notify()
+            case _:
+                pass  # messages that only the daemon receives
+
+    def _stats(self) -> WorkerStats:
+        worker = self._worker
+        sequences = 0 if worker is None else worker.sequence_count()
+        with self._wake:
+            waiting = len(self._scheduler)
+        return WorkerStats(kv_bytes=self._kv_bytes, sequences=sequences, waiting=waiting)
+
+    def _write(self) -> None:
+        while (frame := self._outbox.get()) is not None:
+            try:
+                for part in encode(frame):
+                    self._sock.sendall(part)
+            except OSError:
+                os._exit(0)
+
+
+class Progress:
+    """Load progress as frames, a few a second and the last one always."""
+
+    def __init__(self, outbox: queue.SimpleQueue[Frame | None]) -> None:
+        self._outbox = outbox
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= _PROGRESS_INTERVAL_S or done >= total:
+            self._last = now
+            self._outbox.put(Frame(LoadProgress(done=done, total=total)))
+
+
+def main(argv: list[str]) -> int:
+    """`python -m dgnd.worker FD PARENT_PID`."""
+    fd, parent_pid = int(argv[0]), int(argv[1])
+    die_with_parent(parent_pid)
+    be_first_to_go()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+    return WorkerProcess(socket.socket(fileno=fd)).run()

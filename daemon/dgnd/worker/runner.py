@@ -1,0 +1,278 @@
+"""The worker's compute: frames in, frames out, over the spans that one backend plugin loaded.
+
+Knows nothing of sockets, threads or peers. Every failure of the plugin becomes a typed `Failure` of the hop
+concerned; a plugin's output is checked before anything is passed on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dgn_backends.api import LoadRequest, Progress, SpanRunner, Step, StepOutput
+from dgn_backends.errors import BackendError, DgnError, NonFiniteOutput
+from dgn_backends.hf_config import read_config
+from dgn_backends.model import ModelConfig
+from dgn_backends.registry import load_backend
+from dgn_backends.span import Span, parse_spans
+from dgn_backends.tensor import Tensor, tensor_bytes
+from dgnd.sampling import pick
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    Credit,
+    Failure,
+    Frame,
+    History,
+    HopKey,
+    HopLength,
+    HopOpened,
+    LoadedSpan,
+    LoadSpans,
+    OpenSequence,
+    StepFrame,
+    TokenFrame,
+)
+
+#: Chunks of one hop that may be under way in it at once.
+CREDITS = 4
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One hop's state in this worker."""
+
+    runner: SpanRunner
+    number: int
+    span: Span
+    history: list[int] = field(default_factory=list)
+    answer_start: int = 0
+
+
+class SpanWorker:
+    """The loaded spans and their sequences. All calls come from one thread."""
+
+    def __init__(self, request: LoadSpans, progress: Progress) -> None:
+        self.config: ModelConfig = read_config(Path(request.path))
+        self.runners = _load_runners(request, self.config, progress)
+        self._sequences: dict[HopKey, _Sequence] = {}
+        self._numbers = itertools.count()
+
+    def loaded(self) -> tuple[LoadedSpan, ...]:
+        """What `Loaded` says."""
+        return tuple(
+            LoadedSpan(
+                span=str(runner.span),
+                numerics=runner.numerics,
+                dtype=runner.dtype,
+                row_invariant=runner.row_invariant,
+                weights_bytes=runner.weights_bytes,
+                kv_bytes_per_position=runner.kv_bytes_per_position,
+            )
+            for runner in self.runners
+        )
+
+    def kv_bytes(self) -> int:
+        """KV bytes held now."""
+        return sum(runner.kv_bytes() for runner in self.runners)
+
+    def sequence_count(self) -> int:
+        """Open sequences."""
+        return len(self._sequences)
+
+    def run(self, batch: Sequence[Frame]) -> list[Frame]:
+        """Does one batch of the scheduler; returns the answers."""
+        message = batch[0].message
+        if isinstance(message, StepFrame):
+            return self._steps(batch)
+        try:
+            match message:
+                case OpenSequence():
+                    return [self._open(message)]
+                case History():
+                    return self._history(message, batch[0].payload)
+                case Cancel():
+                    length = self._length(message.key)
+                    return [Frame(HopLength(key=message.key, branch=message.branch, length=length))]
+                case CloseHop():
+                    self._close(message.key)
+                    return []
+                case _:
+                    raise BackendError(f"a worker can't do {type(message).__name__}")
+        except DgnError as error:
+            return [Frame(_failure(message, error))]
+
+    # --- sequences -------------------------------------------------------------------------------------------
+
+    def _open(self, message: OpenSequence) -> Frame:
+        (span,) = parse_spans(message.span, self.config.n_blocks)
+        runner = next((r for r in self.runners if r.span.contains(span)), None)
+        if runner is None:
+            loaded = ", ".join(str(r.span) for r in self.runners)
+            raise BackendError(f"blocks {message.span} are not loaded here; loaded: {loaded}")
+        self._close(message.key)
+        number = next(self._numbers)
+        runner.open(number, span, message.max_positions)
+        self._sequences[message.key] = _Sequence(runner, number, span)
+        return Frame(HopOpened(key=message.key, credits=CREDITS))
+
+    def _history(self, message: History, payload: Tensor | None) -> list[Frame]:
+        sequence = self._sequences.get(message.key)
+        if sequence is not None and payload is not None:
+            del sequence.history[message.start :]
+            sequence.history.extend(int(i) for i in payload.to_numpy())
+            sequence.answer_start = message.answer_start
+        return []
+
+    def _length(self, key: HopKey) -> int:
+        sequence = self._sequences.get(key)
+        return 0 if sequence is None else sequence.runner.length(sequence.number)
+
+    def _close(self, key: HopKey) -> None:
+        sequence = self._sequences.pop(key, None)
+        if sequence is not None:
+            sequence.runner.close(sequence.number)
+
+    # --- steps -----------------------------------------------------------------------------------------------
+
+    def _steps(self, batch: Sequence[Frame]) -> list[Frame]:
+        """Runs steps, those of one runner together; the failure of a batch is narrowed down to its step."""
+        answers: list[Frame] = []
+        groups: dict[int, list[tuple[Frame, _Sequence, Step]]] = {}
+        for frame in batch:
+            message = frame.message
+            assert isinstance(message, StepFrame)
+            try:
+                sequence, step = self._prepare(message, frame.payload)
+            except DgnError as error:
+                answers.append(Frame(_failure(message, error)))
+                continue
+            groups.setdefault(id(sequence.runner), []).append((frame, sequence, step))
+        for group in groups.values():
+            answers += self._group(group)
+        return answers
+
+    def _prepare(self, message: StepFrame, payload: Tensor | None) -> tuple[_Sequence, Step]:
+        sequence = self._sequences.get(message.key)
+        if sequence is None or payload is None:
+            raise BackendError(f"step {message.start} of hop {message.key.hop} has no open sequence")
+        if message.truncate_to is not None:
+            sequence.runner.truncate(sequence.number, message.truncate_to)
+            del sequence.history[message.truncate_to :]
+        rows = (message.count - 1,) if message.sample is not None and sequence.span.head else ()
+        return sequence, Step(sequence.number, message.start, payload, rows)
+
+    def _group(self, group: list[tuple[Frame, _Sequence, Step]]) -> list[Frame]:
+        runner = group[0][1].runner
+        before = [runner.length(sequence.number) for _, sequence, _ in group]
+        try:
+            outputs = _forward(runner, [step for _, _, step in group])
+        except DgnError as error:
+            after = [runner.length(sequence.number) for _, sequence, _ in group]
+            if len(group) > 1 and before == after:
+                return [answer for item in group for answer in self._group([item])]
+            return [Frame(_failure(frame.message, error)) for frame, _, _ in group]
+        answers = []
+        for (frame, sequence, _), output in zip(group, outputs, strict=True):
+            message = frame.message
+            assert isinstance(message, StepFrame)
+            try:
+                answers.append(self._answer(message, sequence, output))
+            except DgnError as error:
+                answers.append(Frame(_failure(message, error)))
+        return answers
+
+    def _answer(self, message: StepFrame, sequence: _Sequence, output: StepOutput) -> Frame:
+        if not sequence.span.head:
+            hidden = output.hidden
+            shape = (message.count, self.config.block.hidden_size)
+            if hidden is None or hidden.shape != shape:
+                raise BackendError(f"the backend returned hidden states {hidden and hidden.shape}, not {shape}")
+            if not _finite(hidden):
+                where = f"{message.start}-{message.stop - 1}"
+                raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
+            return Frame(message, hidden)
+        if message.sample is None:
+            return Frame(
+                Credit(key=message.key, branch=message.branch, route=message.route, stop=message.stop)
+            )
+        shape = (1, self.config.vocab_size)
+        if output.logits is None or output.logits.shape != shape:
+            raise BackendError(
+                f"the backend returned logits {output.logits and output.logits.shape}, not {shape}"
+            )
+        token = pick(
+            output.logits.to_f32()[0],
+            message.sample,
+            message.stop,
+            sequence.history[: message.stop],
+            sequence.answer_start,
+        )
+        if message.sample.needs_history:
+            del sequence.history[message.stop :]
+            sequence.history.append(token)
+        return Frame(
+            TokenFrame(
+                key=message.key,
+                branch=message.branch,
+                route=message.route,
+                position=message.stop,
+                token_id=token,
+            )
+        )
+
+
+def _load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
+    backend = load_backend(request.backend)
+    spans = [span for text in request.spans for span in parse_spans(text, config.n_blocks)]
+    runners = []
+    for index, span in enumerate(spans):
+
+        def part(done: int, total: int, index: int = index) -> None:
+            progress(index * total + done, len(spans) * total)
+
+        load = LoadRequest(
+            path=Path(request.path),
+            config=config,
+            span=span,
+            device=request.device,
+            dtype=request.dtype,
+            threads=request.threads,
+        )
+        runners.append(backend.load(load, part))
+    return runners
+
+
+def _forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
+    """One call of the plugin; whatever it raises or returns wrongly becomes a BackendError."""
+    try:
+        outputs = runner.forward(steps)
+    except DgnError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the plugin is foreign code; the worker must outlive its faults
+        raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
+    if len(outputs) != len(steps):
+        raise BackendError(f"the backend returned {len(outputs)} outputs for {len(steps)} steps")
+    return outputs
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether no item is NaN or infinite; bf16 is judged by its exponent bits."""
+    assert tensor_bytes(tensor.dtype, tensor.shape) == len(tensor.data)
+    raw = tensor.to_numpy()
+    if tensor.dtype == "bf16":
+        return bool(((raw.astype(np.uint16) & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(raw).all())
+
+
+def _failure(message: object, error: DgnError) -> Failure:
+    key = getattr(message, "key", None)
+    branch = getattr(message, "branch", 0)
+    tag = "open" if isinstance(message, OpenSequence) else "step"
+    return Failure(
+        kind=error.kind, message=error.message, data=dict(error.data), key=key, branch=branch, tag=tag
+    )

@@ -1,0 +1,212 @@
+"""The daemon's side of its workers: start one, watch it, say why it ended, start it again after a growing delay.
+
+Knows the frames only by name: steps and their answers pass through. One `WorkerHandle` for each model.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from dgnd.errors import ProtocolError
+from dgnd.wire.codec import WORKER, FrameDecoder, encode
+from dgnd.wire.limits import WORKER_LIMITS
+from dgnd.wire.messages import (
+    Failure,
+    Frame,
+    Loaded,
+    LoadedSpan,
+    LoadProgress,
+    LoadSpans,
+    Ping,
+    Pong,
+    WorkerStats,
+)
+
+log = logging.getLogger("dgnd.workers")
+
+_READ_BYTES = 1 << 18
+_PING_INTERVAL_S = 2.0
+_SILENT_S = 30.0  #: without any byte from a worker for this long it is taken for hung
+_FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 60.0
+_STEADY_S = 60.0  #: after running for so long the delay starts again
+
+
+@dataclass(slots=True)
+class WorkerHandlers:
+    """What the daemon does with a worker's news. None of these may block."""
+
+    on_frame: Callable[[str, Frame], None]
+    on_ready: Callable[[str], None]
+    on_down: Callable[[str, str], None]
+
+
+class WorkerHandle:
+    """One worker process, restarted for as long as `run` runs."""
+
+    def __init__(self, request: LoadSpans, handlers: WorkerHandlers) -> None:
+        self.request = request
+        self.model = request.model
+        self.state = "starting"
+        self.detail = ""
+        self.pid: int | None = None
+        self.spans: tuple[LoadedSpan, ...] = ()
+        self.stats = WorkerStats()
+        self._handlers = handlers
+        self._outbox: trio.MemorySendChannel[Frame] | None = None
+        self._failure: str | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether its spans are loaded and it computes."""
+        return self.state == "ready"
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights loaded."""
+        return sum(span.weights_bytes for span in self.spans)
+
+    def post(self, frame: Frame) -> bool:
+        """Queues a frame; False when there is no worker now. Bounded by the credits of the hops."""
+        if self._outbox is None:
+            return False
+        self._outbox.send_nowait(frame)
+        return True
+
+    async def run(self) -> None:
+        """Runs until cancelled; the process is gone when this returns."""
+        delay = _FIRST_DELAY_S
+        while True:
+            started = trio.current_time()
+            why = await self._run_once()
+            if trio.current_time() - started > _STEADY_S:
+                delay = _FIRST_DELAY_S
+            self.state, self.detail, self.pid = "restarting", why, None
+            self.spans, self.stats = (), WorkerStats()
+            log.error("worker of %s: %s; starting it again in %.1f s", self.model, why, delay)
+            self._handlers.on_down(self.model, why)
+            await trio.sleep(delay)
+            delay = min(delay * 2, _LONGEST_DELAY_S)
+
+    async def _run_once(self) -> str:
+        """Starts the process and serves it to its end; returns why it ended."""
+        ours, theirs = socket.socketpair()
+        self.state, self.detail, self._failure = "loading", "", None
+        with theirs:
+            # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about the thread.
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dgnd.worker", str(theirs.fileno()), str(os.getpid())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self.pid = process.pid
+        oom_before = _oom_kills()
+        send, receive = trio.open_memory_channel[Frame](float("inf"))
+        self._outbox = send
+        self.post(Frame(self.request))
+        hung = False
+        try:
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_all, stream, receive)
+                    nursery.start_soon(self._ping, send)
+                    hung = await self._receive_all(stream)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._outbox = None
+            with trio.CancelScope(shield=True):
+                await _reap(process, patience_s=0.0 if hung else 0.5)
+        if hung:
+            return f"no sign of life for {_SILENT_S:.0f} s, killed"
+        return self._failure or _why(process.returncode, _oom_kills() > oom_before)
+
+    async def _receive_all(self, stream: trio.SocketStream) -> bool:
+        """Handles frames to EOF; True when the worker fell silent instead."""
+        decoder = FrameDecoder(WORKER_LIMITS, WORKER)
+        while True:
+            with trio.move_on_after(_SILENT_S) as silence:
+                try:
+                    data = await stream.receive_some(_READ_BYTES)
+                except trio.BrokenResourceError:
+                    return False
+            if silence.cancelled_caught:
+                return True
+            if not data:
+                return False
+            try:
+                decoder.receive_data(data)
+                while (frame := decoder.next_frame()) is not None:
+                    self._take(frame)
+            except ProtocolError as error:
+                self._failure = f"sent what is no frame: {error.message}"
+                return False
+
+    def _take(self, frame: Frame) -> None:
+        match frame.message:
+            case LoadProgress(done=done, total=total):
+                self.detail = f"loading: {100 * done // max(total, 1)} %"
+            case Loaded(spans=spans):
+                self.spans, self.state, self.detail = spans, "ready", ""
+                log.info("worker of %s: %s loaded", self.model, ",".join(span.span for span in spans))
+                self._handlers.on_ready(self.model)
+            case WorkerStats() as stats:
+                self.stats = stats
+            case Pong():
+                self.post(Frame(WorkerStats()))
+            case Failure(tag="w.load", message=message):
+                self._failure = message
+            case _:
+                self._handlers.on_frame(self.model, frame)
+
+    async def _send_all(self, stream: trio.SocketStream, receive: trio.MemoryReceiveChannel[Frame]) -> None:
+        try:
+            async for frame in receive:
+                for part in encode(frame):
+                    await stream.send_all(part)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the reader sees the EOF and says why
+
+    async def _ping(self, send: trio.MemorySendChannel[Frame]) -> None:
+        nonce = 0
+        while True:
+            nonce += 1
+            send.send_nowait(Frame(Ping(nonce=nonce)))
+            await trio.sleep(_PING_INTERVAL_S)
+
+
+async def _reap(process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """A worker whose socket is closed ends by itself at once; one that doesn't is killed."""
+    with trio.move_on_after(patience_s):
+        while process.poll() is None:
+            await trio.sleep(0.01)
+    if process.poll() is None:
+        process.kill()
+    while process.poll() is None:
+        await trio.sleep(0.005)
+
+
+def _why(returncode: int, oom: bool) -> str:
+    if returncode == -signal.SIGKILL and oom:
+        return "killed by the kernel for lack of memory (OOM); give it fewer blocks"
+    if returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"ended with exit code {returncode}"
+
+
+def _oom_kills() -> int:
+    """The kernel's count of OOM kills so far (proc(5), /proc/vmstat); 0 where it has none."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
