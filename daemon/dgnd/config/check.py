@@ -1,0 +1,126 @@
+"""What the values of a configuration must be, beyond their types: addresses, ids, words, ranges, references.
+
+What needs a model's number of blocks is checked by `dgnd.blocksmap`. Knows nothing of files or of positions in
+them: a finding names its key.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Collection
+
+from dgn_backends.errors import DgnError
+from dgn_backends.span import SpanSyntaxError, parse_units
+from dgnd.config.build import KeyProblem, did_you_mean
+from dgnd.config.locate import KeyPath
+from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
+from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
+
+#: The name of this node in [[blocks]].
+SELF = "self"
+
+DTYPES = ("auto", "f32", "bf16", "f16")
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+_NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
+#: More blocks than any model has, for reading a span before the model is known.
+_MANY_BLOCKS = 10**6
+#: What fits in sockaddr_un with its closing NUL.
+_SOCKET_PATH_BYTES = 107
+
+
+def check_values(config: Config, backends: Collection[str]) -> None:
+    """Raises KeyProblem at the first value that can't be meant. `backends` are the installed names."""
+    _check_node(config)
+    for name, model in config.models.items():
+        _check_name(name, ("models", name))
+        _check_model(model, ("models", name), backends)
+    first_with_id: dict[str, str] = {}
+    for name, peer in config.peers.items():
+        _check_name(name, ("peers", name))
+        _check_peer(name, peer, ("peers", name))
+        if peer.id in first_with_id:
+            raise KeyProblem(
+                ("peers", name, "id"), f'peers.{first_with_id[peer.id]} has the same id "{peer.id}"'
+            )
+        first_with_id[peer.id] = name
+    for index, row in enumerate(config.blocks):
+        _check_row(row, ("blocks", index), config)
+
+
+def _check_node(config: Config) -> None:
+    node = config.node
+    if node.name:
+        _check_name(node.name, ("node", "name"))
+    socket = config.control.socket
+    if socket is not None and len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
+        raise KeyProblem(("control", "socket"), f"a socket's path has at most {_SOCKET_PATH_BYTES} bytes")
+    for index, text in enumerate(node.listen):
+        at: KeyPath = ("node", "listen", index)
+        address = _address(text, at)
+        if address.kind not in ("ip4", "ip6"):
+            raise KeyProblem(at, f'"{text}" is no address to listen on; /ip4/0.0.0.0/tcp/4001 listens on all')
+        if address.peer_id is not None:
+            raise KeyProblem(at, f'"{text}": an address to listen on ends after the port')
+    if not (config.sessions.idle_s > 0 and math.isfinite(config.sessions.idle_s)):
+        raise KeyProblem(("sessions", "idle_s"), "sessions.idle_s must be a number of seconds above 0")
+    if config.sessions.max_sessions < 1:
+        raise KeyProblem(("sessions", "max_sessions"), "sessions.max_sessions must be at least 1")
+
+
+def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) -> None:
+    if model.backend != "auto" and model.backend not in backends:
+        hint = did_you_mean(model.backend, {"auto", *backends})
+        raise KeyProblem((*at, "backend"), f'no backend "{model.backend}" is installed{hint}')
+    if not _DEVICE.fullmatch(model.device):
+        raise KeyProblem((*at, "device"), f'"{model.device}" is no device; one of auto, cpu, cuda, cuda:1')
+    if model.dtype not in DTYPES:
+        raise KeyProblem((*at, "dtype"), f'"{model.dtype}" is no dtype; one of {", ".join(DTYPES)}')
+    if model.threads is not None and not 1 <= model.threads <= 4096:
+        raise KeyProblem((*at, "threads"), "threads must be from 1 to 4096")
+
+
+def _check_peer(name: str, peer: PeerSection, at: KeyPath) -> None:
+    from dgnd.identity import parse_peer_id
+
+    if name == SELF:
+        raise KeyProblem(at, 'no peer may be named "self", which in [[blocks]] means this node')
+    try:
+        parse_peer_id(peer.id)
+    except (DgnError, ValueError) as error:
+        raise KeyProblem(
+            (*at, "id"), f'"{peer.id}" is no peer id (`dgnd init` prints it there): {error}'
+        ) from None
+    for index, text in enumerate(peer.addrs):
+        address = _address(text, (*at, "addrs", index))
+        if address.port == 0:
+            raise KeyProblem((*at, "addrs", index), f'"{text}" has port 0, which nobody can dial')
+        if address.peer_id not in (None, peer.id):
+            message = f'"{text}" ends in another peer id than peers.{name}.id'
+            raise KeyProblem((*at, "addrs", index), message)
+
+
+def _check_row(row: BlocksRow, at: KeyPath, config: Config) -> None:
+    if row.model not in config.models:
+        hint = did_you_mean(row.model, config.models)
+        raise KeyProblem((*at, "model"), f"there is no [models.{row.model}]{hint}")
+    if row.peer != SELF and row.peer not in config.peers:
+        hint = did_you_mean(row.peer, {SELF, *config.peers})
+        raise KeyProblem((*at, "peer"), f"there is no [peers.{row.peer}]{hint}")
+    try:
+        parse_units(row.span, _MANY_BLOCKS)
+    except SpanSyntaxError as error:
+        raise KeyProblem((*at, "span"), str(error)) from None
+
+
+def _check_name(name: str, at: KeyPath) -> None:
+    if not _NAME.fullmatch(name):
+        raise KeyProblem(at, f"{name!r} is no name: 1 to 64 characters without blanks and slashes")
+
+
+def _address(text: str, at: KeyPath) -> TcpAddress:
+    try:
+        return parse_multiaddr(text)
+    except MultiaddrError as error:
+        raise KeyProblem(at, str(error)) from None
