@@ -1,7 +1,7 @@
 """Values as TOML gives them to the frozen sections of the schema: unknown, missing and mistyped keys.
 
-Walks the schema beside the values, so that every finding knows the key that it is about. Knows nothing of files
-or of what the values mean.
+Walks the schema beside the values, so that every finding knows the key that it is about. Knows nothing
+of files or of what the values mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A TOML file to a `Config`, or one clear line that begins with file:line:column.
 
-Relative paths in the file are relative to the file's own directory. Knows nothing of peers, of models on disk or
-of who asks. What the values must be is in `dgnd.config.check`.
+Relative paths in the file are relative to the file's own directory. Knows nothing of peers, of models on
+disk or of who asks. What the values must be is in `dgnd.config.check`.
 """
 
 from __future__ import annotations

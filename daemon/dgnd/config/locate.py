@@ -1,7 +1,8 @@
 """Where each key of a TOML text stands: a path of keys and indexes to a line and a column.
 
-tomli checks a document and gives its values, but not where they came from. This scanner walks a text that tomli
-has already accepted, so it only has to find its way, not to judge. Knows nothing of what the keys mean.
+tomli checks a document and gives its values, but not where they came from. This scanner walks a text
+that tomli has already accepted, so it only has to find its way, not to judge. Knows nothing of what the
+keys mean.
 """
 
 from __future__ import annotations
