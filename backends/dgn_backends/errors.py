@@ -27,7 +27,7 @@ class DgnError(Exception):
     exit_code: ClassVar[int] = 1  #: of dgnctl and dgnd
     retryable: ClassVar[bool] = False  #: whether the same request may succeed later
 
-    def __init__(self, message: str, **data: DataValue) -> None:
+    def __init__(self, message: str, /, **data: DataValue) -> None:
         super().__init__(message)
         self.message = message
         self.data: Mapping[str, DataValue] = data

@@ -15,10 +15,13 @@
     │   ├── PeerGone          the connection ended or timed out
     │   ├── PeerRefused       it closed the connection: it does not list this node
     │   ├── ProtocolError     bytes or messages against the protocol
+    │   │   └── UnknownMessage  a kind of message not known here; the connection goes on
     │   ├── TicketRefused     no valid ticket, or not allowed
     │   ├── IdentityMismatch  another peer id than expected
     │   └── ManifestMismatch  same model name, other weights
     ├── StaleState            a hop's KV is not what the sender believes: PositionGap, StalePrefix, NotYet
+    ├── ListenFailed          an address can't be listened on
+    ├── RpcError              JSON-RPC itself: ParseError, InvalidRequest, MethodNotFound, InternalError
     └── Client side: NoDaemon, SocketDenied, StaleSocket, AlreadyRunning
 
 Knows nothing of transports; `to_wire`-like conversions live with each transport.
@@ -141,6 +144,13 @@ class ProtocolError(PeerError):
     retryable = False
 
 
+class UnknownMessage(ProtocolError):
+    """A message of a kind that this software does not know; data["tag"] names it. The connection goes on."""
+
+    kind = "unknown_message"
+    code = -32037
+
+
 class TicketRefused(PeerError):
     """A hop was asked for without a valid ticket, or by an origin that is not allowed."""
 
@@ -163,6 +173,14 @@ class ManifestMismatch(PeerError):
     kind = "manifest_mismatch"
     code = -32036
     retryable = False
+
+
+class ListenFailed(DgnError):
+    """An address can't be listened on: the message names it and what holds it."""
+
+    kind = "listen_failed"
+    code = -32037
+    exit_code = 2
 
 
 class StaleState(DgnError):
@@ -192,6 +210,41 @@ class NotYet(StaleState):
 
     kind = "not_yet"
     code = -32043
+
+
+class RpcError(DgnError):
+    """The JSON-RPC conversation itself went wrong."""
+
+    kind = "rpc"
+    code = -32002
+
+
+class ParseError(RpcError):
+    """A line on the control socket that is not JSON, or is too long."""
+
+    kind = "parse_error"
+    code = -32700
+
+
+class InvalidRequest(RpcError):
+    """JSON on the control socket that is not one JSON-RPC 2.0 request."""
+
+    kind = "invalid_request"
+    code = -32600
+
+
+class MethodNotFound(RpcError):
+    """The daemon has no such method: dgnctl and dgnd may be of different versions."""
+
+    kind = "method_not_found"
+    code = -32601
+
+
+class InternalError(RpcError):
+    """A fault in the daemon while it carried out a request; its log has the details."""
+
+    kind = "internal_error"
+    code = -32603
 
 
 class NoDaemon(DgnError):
@@ -243,9 +296,10 @@ def error_from(kind: str, message: str, data: dict[str, DataValue]) -> DgnError:
 
 
 __all__ = [
-    "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled", "ConfigError",
-    "ContextExceeded", "DataValue", "DgnError", "IdentityMismatch", "LimitError", "ManifestMismatch", "ModelError",
-    "NoDaemon", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "PeerError", "PeerGone", "PeerRefused",
-    "PositionGap", "ProtocolError", "ShuttingDown", "SocketDenied", "StalePrefix", "StaleSocket", "StaleState",
-    "TicketRefused", "WorkerDied", "all_errors", "error_from",
+    "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled",
+    "ConfigError", "ContextExceeded", "DataValue", "DgnError", "IdentityMismatch", "InternalError",
+    "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound", "ModelError",
+    "NoDaemon", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "ParseError", "PeerError", "PeerGone",
+    "PeerRefused", "PositionGap", "ProtocolError", "RpcError", "ShuttingDown", "SocketDenied", "StalePrefix",
+    "StaleSocket", "StaleState", "TicketRefused", "UnknownMessage", "WorkerDied", "all_errors", "error_from",
 ]  # fmt: skip

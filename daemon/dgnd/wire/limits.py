@@ -1,0 +1,246 @@
+"""What a message may hold: sizes, counts, ranges. Checked on what arrives and on what leaves.
+
+Three checks, in the order in which bytes arrive: lengths of a frame (before its header is taken), the
+message and its tensor's dtype and shape (before the payload is taken), and the payload's values. Every
+field of every message is bounded here by its type and name, so a new field is never unbounded. Knows
+nothing of bytes on a wire, of sessions or of who sent what.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+import msgspec
+import numpy as np
+
+from dgn_backends.tensor import STORAGE, DType
+from dgnd.errors import ProtocolError
+from dgnd.wire.messages import (
+    AnyMessage,
+    Frame,
+    Hello,
+    History,
+    Manifest,
+    Offers,
+    OpenHop,
+    Sampling,
+    StepFrame,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one connection. Sizes in bytes, texts in characters."""
+
+    header_bytes: int = 64 << 10
+    large_header_bytes: int = 1 << 20  #: of the messages in LARGE_HEADERS
+    payload_bytes: int = 64 << 20
+    rank: int = 4
+    dim: int = 1 << 20
+    step_positions: int = 4096  #: of one StepFrame
+    position: int = (1 << 31) - 1  #: the highest that a position, length or token id may be
+    text: int = 512
+    long_text: int = 8192  #: of the fields in LONG_TEXTS
+    items: int = 1024  #: of one tuple or dict
+    manifest_entries: int = 8192
+
+
+DEFAULT_LIMITS = Limits()
+#: Tags of the only messages whose header may be large.
+LARGE_HEADERS = frozenset({"hello", "offers", "manifest"})
+LONG_TEXTS = frozenset({"message", "reason", "path", "span", "spans"})
+POSITIONS = frozenset(
+    {"start", "count", "stop", "position", "length", "truncate_to", "deliver_from", "answer_start",
+     "max_positions", "max_chunk", "token_id", "n_blocks", "credits"}
+)  # fmt: skip
+U64_FIELDS = frozenset({"digest_start", "digest_end", "nonce", "seed"})
+U64_MAX = (1 << 64) - 1
+I64_MAX = (1 << 63) - 1
+TICKET_BYTES = 16 << 10
+SIGNATURE_BYTES = 64
+_PENALTY = 100.0
+
+
+def tag_of(message: msgspec.Struct) -> str:
+    """The word that names the message's kind on the wire."""
+    return str(message.__struct_config__.tag)
+
+
+def check_lengths(header_len: int, payload_len: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuses a frame by its prefix alone. Raises ProtocolError."""
+    if not 0 < header_len <= limits.large_header_bytes:
+        raise ProtocolError(f"a frame's header of {header_len} bytes; at most {limits.large_header_bytes}")
+    if payload_len > limits.payload_bytes:
+        raise ProtocolError(f"a frame's payload of {payload_len} bytes; at most {limits.payload_bytes}")
+
+
+def check_header_size(tag: str, header_len: int, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuses a large header of a message that has no need for one. Raises ProtocolError."""
+    if header_len > limits.header_bytes and tag not in LARGE_HEADERS:
+        raise ProtocolError(f"{tag}: a header of {header_len} bytes; at most {limits.header_bytes}")
+
+
+def check_shape(
+    tag: str, dtype: str, shape: tuple[int, ...], payload_len: int, limits: Limits = DEFAULT_LIMITS
+) -> None:
+    """Refuses a tensor whose dtype is unknown or whose shape does not have `payload_len` bytes.
+
+    Raises ProtocolError.
+    """
+    if dtype not in STORAGE:
+        raise ProtocolError(f"{tag}: unknown dtype {dtype[:16]!r}; known: {', '.join(get_args(DType))}")
+    if len(shape) > limits.rank:
+        raise ProtocolError(f"{tag}: a tensor of rank {len(shape)}; at most {limits.rank}")
+    for dim in shape:
+        if not 0 <= dim <= limits.dim:
+            raise ProtocolError(f"{tag}: a tensor dimension of {dim}; 0 to {limits.dim}")
+    expected = math.prod(shape) * STORAGE[dtype].itemsize
+    if expected != payload_len:
+        raise ProtocolError(
+            f"{tag}: {dtype}{list(shape)} has {expected} bytes, the payload has {payload_len}"
+        )
+
+
+def check_message(
+    message: AnyMessage, dtype: str | None, shape: tuple[int, ...], limits: Limits = DEFAULT_LIMITS
+) -> None:
+    """Refuses what no sender may say: fields out of range, a payload missing, superfluous or of another kind.
+
+    `dtype` and `shape` are the payload's; dtype None: it has none. Raises ProtocolError naming message and
+    field.
+    """
+    tag = tag_of(message)
+    check_fields(message, tag, limits)
+    match message:
+        case StepFrame():
+            _check_step(message, dtype, shape, limits)
+            return
+        case History():
+            if dtype != "i32" or len(shape) != 1:
+                raise ProtocolError(f"history: the payload is i32 [n], not {dtype}{list(shape)}")
+            if message.start + shape[0] > limits.position:
+                raise ProtocolError(f"history: ends at {message.start + shape[0]}; at most {limits.position}")
+            return
+        case OpenHop():
+            if len(message.signature) != SIGNATURE_BYTES:
+                raise ProtocolError(
+                    f"open: a signature of {len(message.signature)} bytes, not {SIGNATURE_BYTES}"
+                )
+        case Hello() if not message.versions:
+            raise ProtocolError("hello: no protocol version")
+        case Hello() | Offers():
+            for offer in message.offers:
+                if not offer.n_blocks:
+                    raise ProtocolError(f"{tag}: model {offer.model!r} of 0 blocks")
+        case _:
+            pass
+    if dtype is not None:
+        raise ProtocolError(f"{tag}: has a payload and may not have one")
+
+
+def check_values(frame: Frame) -> None:
+    """Refuses token ids below 0. Raises ProtocolError."""
+    payload = frame.payload
+    if payload is not None and payload.dtype == "i32" and len(payload.data):
+        lowest = int(np.frombuffer(payload.data, dtype="<i4").min())
+        if lowest < 0:
+            raise ProtocolError(f"{tag_of(frame.message)}: a token id of {lowest}")
+
+
+def validate(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> None:
+    """All checks of a whole frame. Raises ProtocolError."""
+    payload = frame.payload
+    if payload is None:
+        check_message(frame.message, None, (), limits)
+        return
+    check_shape(tag_of(frame.message), payload.dtype, payload.shape, len(payload.data), limits)
+    check_message(frame.message, payload.dtype, payload.shape, limits)
+    check_values(frame)
+
+
+def check_fields(value: msgspec.Struct, where: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Refuses a struct of which any field, by its type and name, is out of bounds. Raises ProtocolError."""
+    for name in value.__struct_fields__:
+        _check_value(getattr(value, name), name, f"{where}.{name}", limits)
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Refuses settings outside what the sampler defines. Raises ProtocolError."""
+    s = sampling
+    ranges = (
+        ("temperature", s.temperature, 0.0, _PENALTY),
+        ("top_p", s.top_p, 0.0, 1.0),
+        ("min_p", s.min_p, 0.0, 1.0),
+        ("repetition_penalty", s.repetition_penalty, 0.0, _PENALTY),
+        ("presence_penalty", s.presence_penalty, -_PENALTY, _PENALTY),
+        ("frequency_penalty", s.frequency_penalty, -_PENALTY, _PENALTY),
+    )
+    for name, value, low, high in ranges:
+        if not low <= value <= high:
+            raise ProtocolError(f"step.sample.{name}: {value} is not within {low:g} to {high:g}")
+    if s.top_p == 0.0 or s.repetition_penalty == 0.0:
+        raise ProtocolError("step.sample: top_p and repetition_penalty are above 0")
+
+
+def _check_step(step: StepFrame, dtype: str | None, shape: tuple[int, ...], limits: Limits) -> None:
+    if not 1 <= step.count <= limits.step_positions:
+        raise ProtocolError(f"step: {step.count} positions; 1 to {limits.step_positions}")
+    if step.stop > limits.position:
+        raise ProtocolError(f"step: ends at position {step.stop}; at most {limits.position}")
+    if step.truncate_to is not None and step.truncate_to > step.start:
+        raise ProtocolError(f"step: truncate_to {step.truncate_to} is beyond its start {step.start}")
+    if step.sample is not None:
+        check_sampling(step.sample)
+    if dtype is None:
+        raise ProtocolError("step: has no payload")
+    if len(shape) != (1 if dtype == "i32" else 2):
+        raise ProtocolError(f"step: the payload is i32 [n] or hidden states [n, h], not {dtype}{list(shape)}")
+    if shape[0] != step.count:
+        raise ProtocolError(f"step: {step.count} positions, but a payload of {shape[0]} rows")
+    if shape[-1] == 0:
+        raise ProtocolError("step: hidden states of size 0")
+
+
+def _check_value(value: object, name: str, where: str, limits: Limits) -> None:
+    match value:
+        case None | bool():
+            return
+        case int():
+            high = limits.position if name in POSITIONS else U64_MAX if name in U64_FIELDS else I64_MAX
+            if not 0 <= value <= high:
+                raise ProtocolError(f"{where}: {value} is not within 0 to {high}")
+        case float():
+            if not math.isfinite(value):
+                raise ProtocolError(f"{where}: {value} is not a finite number")
+        case str():
+            high = limits.long_text if name in LONG_TEXTS else limits.text
+            if len(value) > high:
+                raise ProtocolError(f"{where}: {len(value)} characters; at most {high}")
+        case bytes():
+            if len(value) > TICKET_BYTES:
+                raise ProtocolError(f"{where}: {len(value)} bytes; at most {TICKET_BYTES}")
+        case tuple() | list():
+            if len(value) > limits.items:
+                raise ProtocolError(f"{where}: {len(value)} items; at most {limits.items}")
+            for item in value:
+                _check_value(item, name, where, limits)
+        case dict():
+            _check_dict(value, where, limits)
+        case msgspec.Struct():
+            check_fields(value, where, limits)
+        case _:
+            raise ProtocolError(f"{where}: a {type(value).__name__}")
+
+
+def _check_dict(value: dict[object, object], where: str, limits: Limits) -> None:
+    """A manifest's digests, or an error's data, whose numbers may be anything finite."""
+    most = limits.manifest_entries if where == f"{Manifest.__struct_config__.tag}.tensors" else limits.items
+    if len(value) > most:
+        raise ProtocolError(f"{where}: {len(value)} entries; at most {most}")
+    for key, item in value.items():
+        _check_value(key, "", f"{where}: a key", limits)
+        for part in item if isinstance(item, list) else (item,):
+            if not isinstance(part, int):
+                _check_value(part, "message", f"{where}: a value", limits)
