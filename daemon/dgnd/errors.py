@@ -148,7 +148,7 @@ class UnknownMessage(ProtocolError):
     """A message of a kind that this software does not know; data["tag"] names it. The connection goes on."""
 
     kind = "unknown_message"
-    code = -32037
+    code = -32038
 
 
 class TicketRefused(PeerError):

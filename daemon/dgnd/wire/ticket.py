@@ -53,36 +53,32 @@ class _Origin:
 class TicketBook:
     """Checks tickets and remembers which ones were used; bounded for each origin.
 
-    `me`: this node's peer id. `allowed_origin`, `known_peer`: by this node's own configuration, asked at
-    each ticket; this node itself is always both.
+    `me`: this node's peer id.
     """
 
     def __init__(
         self,
         me: str,
-        allowed_origin: Callable[[str], bool],
-        known_peer: Callable[[str], bool],
         *,
         max_lease_s: float = MAX_LEASE_S,
         max_remembered: int = 16384,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._me = me
-        self._allowed_origin = allowed_origin
-        self._known_peer = known_peer
         self._max_lease_s = max_lease_s
         self._max_remembered = max_remembered
         self._limits = limits
         self._origins: dict[str, _Origin] = {}
 
-    def accept(self, open_hop: OpenHop, sender: str, now: float) -> Ticket:
+    def admit(self, open_hop: OpenHop, sender: str, allowed: Callable[[str], bool], now: float) -> Ticket:
         """The ticket, when it is good; it counts as used from then on.
 
-        `sender`: the authenticated peer it came from; `now`: monotonic seconds. Hop ids of one session must
-        come in rising order. Raises TicketRefused with what is wrong; then nothing is remembered.
+        `sender`: the authenticated peer it came from. `allowed`: whether this node's own configuration has a
+        peer, asked of the origin and both neighbours; this node itself always may. `now`: monotonic seconds.
+        Hop ids of one session must come in rising order. Raises TicketRefused with what is wrong; then nothing is remembered.
         """
         ticket = self._read(open_hop)
-        self._check_parties(ticket, sender)
+        self._check_parties(ticket, sender, allowed)
         if not verify(ticket.key.origin, _DOMAIN + open_hop.ticket, open_hop.signature):
             raise TicketRefused(f"the ticket is not signed by its origin {ticket.key.origin}")
         self._check_bounds(ticket)
@@ -108,9 +104,9 @@ class TicketBook:
             raise TicketRefused(f"the ticket can't be used: {error}") from None
         return ticket
 
-    def _check_parties(self, ticket: Ticket, sender: str) -> None:
+    def _check_parties(self, ticket: Ticket, sender: str, allowed: Callable[[str], bool]) -> None:
         origin = ticket.key.origin
-        if origin != self._me and not self._allowed_origin(origin):
+        if origin != self._me and not allowed(origin):
             raise TicketRefused(
                 f"this node does not serve the origin {origin}; its configuration doesn't allow it"
             )
@@ -121,7 +117,7 @@ class TicketBook:
                 f"{sender} is not the origin, the previous or the next peer of the ticket it sent"
             )
         for word, peer in (("previous", ticket.previous), ("next", ticket.next)):
-            if peer not in (self._me, origin) and not self._known_peer(peer):
+            if peer not in (self._me, origin) and not allowed(peer):
                 raise TicketRefused(f"the {word} peer {peer} is not in this node's configuration")
         if ticket.next_hop is None and ticket.next != origin:
             raise TicketRefused(f"results of the last hop go to the origin {origin}, not to {ticket.next}")
