@@ -12,12 +12,13 @@ import os
 import re
 from collections.abc import Collection
 
-from dgn_backends.errors import DgnError
 from dgn_backends.span import SpanSyntaxError, parse_units
 from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.locate import KeyPath
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
 from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
+from dgnd.errors import BadRequest
+from dgnd.identity import public_key_of
 
 #: The name of this node in [[blocks]].
 SELF = "self"
@@ -83,16 +84,12 @@ def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) ->
 
 
 def _check_peer(name: str, peer: PeerSection, at: KeyPath) -> None:
-    from dgnd.identity import parse_peer_id
-
     if name == SELF:
         raise KeyProblem(at, 'no peer may be named "self", which in [[blocks]] means this node')
     try:
-        parse_peer_id(peer.id)
-    except (DgnError, ValueError) as error:
-        raise KeyProblem(
-            (*at, "id"), f'"{peer.id}" is no peer id (`dgnd init` prints it there): {error}'
-        ) from None
+        public_key_of(peer.id)
+    except BadRequest as error:
+        raise KeyProblem((*at, "id"), f"{error}; `dgnd init` prints it on that machine") from None
     for index, text in enumerate(peer.addrs):
         address = _address(text, (*at, "addrs", index))
         if address.port == 0:

@@ -1,0 +1,47 @@
+# `make demo` and `make test` are all that a fresh checkout needs; both prepare .venv first.
+SHELL = /bin/sh
+BIN = .venv/bin
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: help demo test check demo-model test-rootfs bench clean
+
+help:
+	@echo 'make demo               two daemons that share the demo model, and a chat with them'
+	@echo 'make demo PROMPT="..."  one answer on stdout'
+	@echo 'make test               all checks and all tests'
+	@echo 'make check              ruff, mypy and the import contracts alone'
+	@echo 'make demo-model         train the demo model again'
+	@echo 'make test-rootfs        the demo in a minimal Debian root filesystem (root, mmdebstrap)'
+	@echo 'make bench              figures of this machine'
+	@echo 'make clean              removes .venv and caches'
+
+# $(value): a dollar sign in a prompt is a dollar sign.
+demo: export DGN_DEMO_PROMPT = $(value PROMPT)
+demo:
+	@scripts/bootstrap.sh demo
+	@$(BIN)/python scripts/demo.py
+
+check:
+	@scripts/bootstrap.sh test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations 10
+
+demo-model:
+	@scripts/bootstrap.sh test
+	$(BIN)/python scripts/demo_model/train.py
+
+test-rootfs:
+	@scripts/bootstrap.sh test
+	DGN_TEST_ROOTFS=1 $(BIN)/python -m pytest -rs -s --timeout 3600 tests/test_infra_rootfs.py
+
+bench:
+	@scripts/bootstrap.sh test
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
