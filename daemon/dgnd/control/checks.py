@@ -1,0 +1,49 @@
+"""What the types can't say of the parameters of `generate`.
+
+Which exclude each other, and ranges. Knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+from dgnd.control import api
+from dgnd.errors import BadRequest
+
+_BIG: Final = 2**63 - 1
+_RANGES: Final[tuple[tuple[str, float, float], ...]] = (
+    ("max_tokens", 1, _BIG),
+    ("temperature", 0.0, 1000.0),
+    ("top_p", 0.0, 1.0),
+    ("top_k", 0, _BIG),
+    ("min_p", 0.0, 1.0),
+    ("repetition_penalty", 1e-6, 1e6),
+    ("presence_penalty", -1e6, 1e6),
+    ("frequency_penalty", -1e6, 1e6),
+    ("seed", 0, 2**64 - 1),
+    ("wait", 0.0, 86400.0),
+)
+
+
+def check_generate(params: api.GenerateParams) -> None:
+    """What the types can't say of `generate`'s parameters, model-independent.
+
+    Raises:
+        BadRequest: naming the parameter and its range.
+    """
+    given = [name for name in ("prompt", "messages", "token_ids") if getattr(params, name) is not None]
+    if len(given) != 1:
+        raise BadRequest(
+            f"generate takes exactly one of prompt, messages, token_ids; got {', '.join(given) or 'none'}"
+        )
+    for name, low, high in _RANGES:
+        value: Any = getattr(params, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            raise BadRequest(f"{name} is {value}; it must be {_range(low, high)}")
+    if any(not text for text in params.stop) or any(not ids for ids in params.stop_ids):
+        raise BadRequest("stop and stop_ids must not hold an empty sequence")
+
+
+def _range(low: float, high: float) -> str:
+    return f"at least {low:g}" if high >= _BIG else f"between {low:g} and {high:g}"

@@ -1,0 +1,215 @@
+"""A small daemon for tests of the control plane: the real server and codec, with a service that answers from its prompt.
+
+Words of the prompt come back as tokens; the first word may ask for trouble (see `EchoService.generate`). Run as a program
+(`python echo_service.py SOCKET`) it serves until it is killed; `EchoDaemon` serves from a thread.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+
+import trio
+
+from dgnd.control import api
+from dgnd.control.server import serve_control
+from dgnd.control.service import DeltaSink
+from dgnd.errors import BlocksMissing, NotFound, PeerRefused, WorkerDied
+
+PEER = "12D3KooWA1b2c3d4e5f6g7h8i9jAkBmCnDoEpFqGrHsJtKuLvMwX"
+ROUTE = [api.RouteHop(PEER, "desk", "embed,0-3"), api.RouteHop(PEER[:-1] + "Y", "attic", "4-7,head")]
+TIMINGS = api.Timings(0.1, 0.2, 0.15)
+TOKEN_S = 0.02
+LONG = 500
+
+
+class EchoService:
+    """Implements ControlService; what happened is in its public attributes."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, list[int]] = {}
+        self.seen: list[api.GenerateParams] = []
+        self.cancelled: list[int] = []  #: tokens given by each generation that was cancelled
+        self.cut: list[str] = []  #: methods whose scope was cancelled
+        self.stop = trio.Event()
+
+    async def status(self) -> api.Status:
+        worker = api.WorkerStatus("tiny", "embed,0-3", 4711, "ready", "reference", 123456789, 4096)
+        session = api.SessionStatus("s1", "tiny", PEER, 42, 0, ROUTE)
+        missing = {"tiny": "4-7,head"}
+        return api.Status(
+            "0.1.0", 4710, PEER, "desk", "degraded", [worker], missing, [session], ["tiny: unverified"]
+        )
+
+    async def models_list(self) -> list[api.ModelInfo]:
+        return [
+            api.ModelInfo(
+                "tiny", "/m/tiny", "reference", "cpu", "f32", 8, 512, "embed,0-3", "4-7", False, "chatml"
+            )
+        ]
+
+    async def map_show(self) -> api.MapView:
+        rows = [api.MapRow("tiny", PEER, "desk", "embed,0-3", "embed,0-3", "ready")]
+        return api.MapView(
+            [*rows, api.MapRow("tiny", PEER, "attic", "4-7,head", "", "unreachable")], {"tiny": "4-7"}
+        )
+
+    async def peers_list(self) -> api.PeerList:
+        offer = api.PeerOffer("tiny", "4-7,head", "f32/reference")
+        peer = api.PeerInfo(PEER, "attic", "connected", ["/ip4/10.0.0.2/tcp/4001"], 1.25, [offer])
+        refused = api.Refusal(
+            PEER, "/ip4/10.0.0.9/tcp/5", "2025-01-02T03:04:05Z", "not in [peers]", "[peers.x]\nid = 1"
+        )
+        return api.PeerList([peer], [refused], ["/ip4/10.0.0.1/tcp/4001/p2p/" + PEER])
+
+    async def peers_connect(self, params: api.ConnectParams) -> api.PeerInfo:
+        if "10.0.0.99" in params.addr:
+            raise PeerRefused("attic closed the connection: it probably doesn't list this node")
+        if "10.0.0.98" in params.addr:
+            try:
+                await trio.sleep_forever()
+            finally:
+                self.cut.append("peers.connect")
+        offer = api.PeerOffer("tiny", "4-7,head", "f32/reference")
+        return api.PeerInfo(PEER, "attic", "connected", [params.addr], 2.5, [offer])
+
+    async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
+        if params.peer != "attic":
+            raise NotFound(f"no peer {params.peer!r}", peer=params.peer)
+        return api.Done()
+
+    async def generate(
+        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+    ) -> api.GenerateResult:
+        """The words of the prompt, or: slow (many tokens, one each 20 ms), missing, died, crash, group, flood, full."""
+        self.seen.append(params)
+        words = (params.prompt or "").split()
+        context = self.sessions.setdefault(params.session, []) if params.session else []
+        prompt_ids = [*context, *range(100, 100 + len(words))]
+        context[:] = prompt_ids
+        reason: api.FinishReason = "stop"
+        match words[:1]:
+            case ["slow"]:
+                words = [f"w{i}" for i in range(LONG)]
+            case ["missing"]:
+                raise BlocksMissing("tiny: nobody serves blocks 4-7", missing="4-7")
+            case ["died"]:
+                await on_delta("half ", [1])
+                raise WorkerDied("the worker of tiny died (signal 9); it is restarted")
+            case ["crash"]:
+                raise ValueError("secret detail")
+            case ["group"]:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._fail)
+                    await trio.sleep_forever()
+            case ["flood"]:
+                words = ["x" * 1024] * 100_000
+            case ["full"]:
+                reason = "length"
+            case ["escape"]:
+                words = ["a\x1b[31mred\x07"]
+        ids: list[int] = []
+        said = ""
+        pause = TOKEN_S if len(words) == LONG else 0.0
+        for number, word in enumerate(words):
+            if cancelled.is_set():
+                reason = "cancelled"
+                self.cancelled.append(len(ids))
+                break
+            ids.append(1000 + number)
+            said += word + " "
+            await on_delta(word + " ", [1000 + number])
+            with trio.move_on_after(pause):
+                await cancelled.wait()
+        context.extend(ids)
+        usage = api.Usage(len(prompt_ids), len(ids))
+        return api.GenerateResult(said, ids, prompt_ids, reason, True, usage, TIMINGS, ROUTE)
+
+    async def _fail(self) -> None:
+        raise BlocksMissing("tiny: nobody serves blocks 4-7", missing="4-7")
+
+    async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:
+        return api.TokenizeResult([ord(char) for char in params.text], list(params.text))
+
+    async def session_export(self, params: api.SessionParams) -> api.SessionTokens:
+        if params.session not in self.sessions:
+            raise NotFound(f"no session {params.session!r}")
+        return api.SessionTokens(params.session, "tiny", self.sessions[params.session])
+
+    async def session_import(self, params: api.SessionImportParams) -> api.Done:
+        self.sessions[params.session] = list(params.token_ids)
+        return api.Done()
+
+    async def cache_list(self) -> list[api.CacheEntry]:
+        return [
+            api.CacheEntry(name, "tiny", PEER, "origin", len(ids), 64, 1.5)
+            for name, ids in self.sessions.items()
+        ]
+
+    async def cache_clear(self, params: api.CacheClearParams) -> api.CacheClearResult:
+        if params.session is None:
+            cleared = len(self.sessions)
+            self.sessions.clear()
+            return api.CacheClearResult(cleared)
+        if self.sessions.pop(params.session, None) is None:
+            raise NotFound(f"no session {params.session!r}")
+        return api.CacheClearResult(1)
+
+    async def shutdown(self) -> api.Done:
+        self.stop.set()
+        return api.Done()
+
+
+async def _serve(path: Path, service: EchoService, ready: threading.Event, scope: trio.CancelScope) -> None:
+    with scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_control, path, service)
+            ready.set()
+            await service.stop.wait()
+            nursery.cancel_scope.cancel()
+
+
+class EchoDaemon:
+    """An EchoService on a socket, served from a thread while the context lasts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.service = EchoService()
+        self._ready = threading.Event()
+        self._scope = trio.CancelScope()
+        self._thread = threading.Thread(target=self._main)
+        self._token: trio.lowlevel.TrioToken | None = None
+        self.error: BaseException | None = None
+
+    def _main(self) -> None:
+        async def main() -> None:
+            self._token = trio.lowlevel.current_trio_token()
+            await _serve(self.path, self.service, self._ready, self._scope)
+
+        try:
+            trio.run(main)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ready.set()
+
+    def __enter__(self) -> EchoDaemon:
+        self._thread.start()
+        assert self._ready.wait(10)
+        assert self.error is None, self.error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread.is_alive() and self._token is not None:
+            try:
+                self._token.run_sync_soon(self._scope.cancel)
+            except trio.RunFinishedError:
+                pass
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        assert self.error is None, self.error
+
+
+if __name__ == "__main__":
+    trio.run(_serve, Path(sys.argv[1]), EchoService(), threading.Event(), trio.CancelScope())
