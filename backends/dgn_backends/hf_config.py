@@ -28,8 +28,8 @@ _MAX_POSITIONS = 1 << 28
 def read_config(model_dir: Path) -> ModelConfig:
     """The configuration of the model in `model_dir`.
 
-    Raises ModelError, one line naming file and key, for a missing or broken file, an unsupported architecture, and
-    every value that can't be used.
+    Raises ModelError, one line naming file and key, for a missing or broken file, an unsupported
+    architecture, and every value that can't be used.
     """
     config = read_json_object(model_dir / "config.json")
     _check_architecture(config)
@@ -174,8 +174,8 @@ def _original_positions(config: JsonObject, rope: JsonObject, trained: int) -> i
 
 
 def _context(rope: RopeSpec, trained_positions: int) -> int:
-    """Positions that the model can use. `max_position_embeddings` is the window before scaling for `dynamic`, and
-    in many files of kind `yarn`; elsewhere it is the context itself."""
+    """Positions that the model can use. `max_position_embeddings` is the window before scaling for `dynamic`,
+    and in many files of kind `yarn`; elsewhere it is the context itself."""
     if rope.kind in ("dynamic", "yarn"):
         scaled = min(int(rope.original_positions * rope.factor), _MAX_POSITIONS)
         return max(trained_positions, scaled)

@@ -142,7 +142,8 @@ class JsonObject:
 
 
 def read_json_object(path: Path) -> JsonObject:
-    """The object that the file `path` holds; ModelError when it can't be read, or is not JSON, or no object."""
+    """The object that the file `path` holds; ModelError when it can't be read, or is not JSON, or no
+    object."""
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_FILE_BYTES + 1)

@@ -17,12 +17,12 @@ PAGE_POSITIONS = 64
 
 
 class PagedKV:
-    """Keys and values, f32, of `n_blocks` blocks. Each page is one array [n_blocks, 2, n_kv_heads, PAGE_POSITIONS,
-    head_dim], where index 0 of the second axis is the keys; slots not written yet are zero, so that what multiplies
-    them stays finite.
+    """Keys and values, f32, of `n_blocks` blocks. Each page is one array [n_blocks, 2, n_kv_heads,
+    PAGE_POSITIONS, head_dim], where index 0 of the second axis is the keys; slots not written yet are zero,
+    so that what multiplies them stays finite.
 
-    `length` counts positions whose keys and values are complete in every block. Writing past it is done block by
-    block inside `reserve` … `commit`; what was written but not committed counts for nothing.
+    `length` counts positions whose keys and values are complete in every block. Writing past it is done block
+    by block inside `reserve` … `commit`; what was written but not committed counts for nothing.
     """
 
     def __init__(self, n_blocks: int, n_kv_heads: int, head_dim: int) -> None:
@@ -52,7 +52,8 @@ class PagedKV:
             done += taken
 
     def pages(self, block: int, stop: int) -> Sequence[tuple[F32, F32]]:
-        """Views of the keys and the values [n_kv_heads, PAGE_POSITIONS, head_dim] of each page up to `stop`."""
+        """Views of the keys and the values [n_kv_heads, PAGE_POSITIONS, head_dim] of each page up to
+        `stop`."""
         needed = -(-stop // PAGE_POSITIONS)
         return [(page[block, 0], page[block, 1]) for page in self._pages[:needed]]
 
@@ -61,8 +62,8 @@ class PagedKV:
         self.length = stop
 
     def truncate(self, length: int) -> None:
-        """Forgets positions from `length` on, also what was never committed, and frees the pages that hold none
-        of the rest."""
+        """Forgets positions from `length` on, also what was never committed, and frees the pages that hold
+        none of the rest."""
         self.length = min(self.length, length)
         kept, slot = divmod(self.length, PAGE_POSITIONS)
         if slot and kept < len(self._pages):

@@ -1,8 +1,9 @@
-"""The backend "reference": NumPy, f32, on the CPU, written to be read, and to say what the others must compute.
+"""The backend "reference": NumPy, f32, on the CPU, written to be read, and to say what the others must
+compute.
 
-Row-invariant: see `reference_math`. Weights saved as f32 are used in place, mapped from the file; bf16 and f16 are
-widened when they are loaded. The number of BLAS threads is taken from the environment and does not change bits.
-Knows nothing of peers, sessions of users, sampling or text.
+Row-invariant: see `reference_math`. Weights saved as f32 are used in place, mapped from the file; bf16 and
+f16 are widened when they are loaded. The number of BLAS threads is taken from the environment and does not
+change bits. Knows nothing of peers, sessions of users, sampling or text.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class _Sequence:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Placed:
-    """A step's place in the batch: its tiles are `[tile, tile + tiles)`, its rows `[row, row + count)` of these."""
+    """A step's place in the batch: its tiles are `[tile, tile + tiles)`, its rows `[row, row + count)` of
+    these."""
 
     step: Step
     sequence: _Sequence
@@ -89,7 +91,8 @@ class _Placed:
 
 
 class ReferenceRunner:
-    """A loaded span; see `dgn_backends.api.SpanRunner`. Wrong input raises BackendError before anything changes."""
+    """A loaded span; see `dgn_backends.api.SpanRunner`. Wrong input raises BackendError before anything
+    changes."""
 
     dtype: DType = "f32"
     row_invariant = True
@@ -171,10 +174,12 @@ class ReferenceRunner:
         if sequence.span.embed:
             if inputs.dtype != "i32" or len(inputs.shape) != 1:
                 raise BackendError(f"{who} needs token ids i32[n], not {inputs.dtype}{list(inputs.shape)}")
-            ids = inputs.to_numpy()
-            if ids.size and not (0 <= int(ids.min()) and int(ids.max()) < vocab_size):
-                wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
-                raise BackendError(f"{who} has token id {wrong}; the vocabulary is 0 to {vocab_size - 1}")
+            ids = inputs.to_numpy().astype(np.int64)
+            unknown = ids[(ids < 0) | (ids >= vocab_size)]
+            if unknown.size:
+                raise BackendError(
+                    f"{who} has token id {unknown[0]}; the vocabulary is 0 to {vocab_size - 1}"
+                )
         elif inputs.dtype == "i32" or len(inputs.shape) != 2 or inputs.shape[1] != hidden_size:
             raise BackendError(
                 f"{who} needs hidden states [n, {hidden_size}], not {inputs.dtype}{list(inputs.shape)}"

@@ -2,8 +2,9 @@
 
 A matrix product may round differently when its number of rows changes. So rows always go through in tiles of
 TILE_ROWS, a row's tile and its place in it are given by its absolute position alone (`position // TILE_ROWS`,
-`position % TILE_ROWS`), and keys are taken by fixed pages in their order. Every product then has the same shape,
-however a prompt is cut and whatever else is in the batch, and each row's bits depend on its own input and KV only.
+`position % TILE_ROWS`), and keys are taken by fixed pages in their order. Every product then has the same
+shape, however a prompt is cut and whatever else is in the batch, and each row's bits depend on its own input
+and KV only.
 
 Knows nothing of sequences, spans or files.
 """
@@ -87,10 +88,10 @@ def tile_count(start: int, count: int) -> int:
 def attention(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
     """Causal attention with grouped key heads; scores and softmax in f32.
 
-    `queries` [tiles, TILE_ROWS, n_heads, head_dim] stand at the positions from `first_tile * TILE_ROWS` on; `pages`
-    hold the keys and values [n_kv_heads, PAGE_POSITIONS, head_dim] from position 0 on, up to the last real query.
-    Returns [tiles, TILE_ROWS, n_heads * head_dim]. Query heads that share a key head are rows of one product, so
-    keys and values are never repeated.
+    `queries` [tiles, TILE_ROWS, n_heads, head_dim] stand at the positions from `first_tile * TILE_ROWS` on;
+    `pages` hold the keys and values [n_kv_heads, PAGE_POSITIONS, head_dim] from position 0 on, up to the last
+    real query. Returns [tiles, TILE_ROWS, n_heads * head_dim]. Query heads that share a key head are rows of
+    one product, so keys and values are never repeated.
     """
     tiles, rows, n_heads, head_dim = queries.shape
     n_kv_heads = pages[0][0].shape[0]
@@ -119,7 +120,8 @@ def _attend(queries: F32, group: int, first_tile: int, pages: Sequence[tuple[F32
     scores -= scores.max(axis=(0, 4))[None, ..., None]  # a maximum is exact, in whatever order it is taken
     np.exp(scores, out=scores)
     page_sums = scores.sum(axis=-1)
-    mixed, total = np.matmul(scores[0], pages[0][1]), page_sums[0]
+    mixed: F32 = np.matmul(scores[0], pages[0][1])
+    total = page_sums[0]
     for index in range(1, len(pages)):
         mixed += np.matmul(scores[index], pages[index][1])
         total += page_sums[index]

@@ -1,8 +1,9 @@
 """Rotary position embedding: the angles of every supported kind, in NumPy.
 
-Sources: Su et al. 2021 (arXiv 2104.09864); position interpolation, Chen et al. 2023 (arXiv 2306.15595), "linear";
-NTK-aware scaling, "dynamic"; YaRN, Peng et al. 2023 (arXiv 2309.00071); the scaling published with Llama 3.1,
-"llama3". Values follow Hugging Face transformers. Knows nothing of sequences or of how backends rotate.
+Sources: Su et al. 2021 (arXiv 2104.09864); position interpolation, Chen et al. 2023 (arXiv 2306.15595),
+"linear"; NTK-aware scaling, "dynamic"; YaRN, Peng et al. 2023 (arXiv 2309.00071); the scaling published with
+Llama 3.1, "llama3". Values follow Hugging Face transformers. Knows nothing of sequences or of how backends
+rotate.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ def angles(spec: RopeSpec, head_dim: int, total_positions: int) -> tuple[F32, fl
 
 
 def cos_sin(inv_freq: F32, scaling: float, positions: npt.NDArray[np.integer]) -> tuple[F32, F32]:
-    """cos and sin, each f32 [..., head_dim / 2], at `positions` [...]; the angle itself is rounded to f32 as in
-    the published models' code."""
+    """cos and sin, each f32 [..., head_dim / 2], at `positions` [...]; the angle itself is rounded to f32 as
+    in the published models' code."""
     angle = (positions.astype(np.float32)[..., None] * inv_freq).astype(np.float64)
     return (np.cos(angle) * scaling).astype(np.float32), (np.sin(angle) * scaling).astype(np.float32)
 
 
 def rotate(x: F32, cos: F32, sin: F32) -> F32:
-    """Rotates `x` [..., head_dim], whose halves are the two coordinates of each pair; cos and sin broadcast to
-    [..., head_dim / 2]. Returns a new array."""
+    """Rotates `x` [..., head_dim], whose halves are the two coordinates of each pair; cos and sin broadcast
+    to [..., head_dim / 2]. Returns a new array."""
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     out = np.empty_like(x)
@@ -78,8 +79,8 @@ def _llama3(spec: RopeSpec, head_dim: int) -> F64:
 
 
 def _yarn(spec: RopeSpec, head_dim: int) -> F64:
-    """Interpolates dimensions that turn less than beta_slow times within the original window, keeps those that
-    turn more than beta_fast times, and ramps linearly between."""
+    """Interpolates dimensions that turn less than beta_slow times within the original window, keeps those
+    that turn more than beta_fast times, and ramps linearly between."""
 
     def dimension(turns: float) -> float:
         window = spec.original_positions

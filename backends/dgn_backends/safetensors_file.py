@@ -1,7 +1,8 @@
 """One safetensors file, memory-mapped: 8 bytes of header length, a JSON header, then the tensors' bytes.
 
-Format: https://huggingface.co/docs/safetensors. Everything in the header is checked before use, as strictly as the
-format demands: the tensors cover the data without overlap, holes, or bytes left over. Knows nothing of models.
+Format: https://huggingface.co/docs/safetensors. Everything in the header is checked before use, as strictly
+as the format demands: the tensors cover the data without overlap, holes, or bytes left over. Knows nothing of
+models.
 """
 
 from __future__ import annotations

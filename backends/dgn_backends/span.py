@@ -1,7 +1,8 @@
 """Spans: which part of a model. Knows nothing of models on disk, peers or routes.
 
-A model is a line of *units*: unit 0 is the embedding, unit i+1 is block i, unit n_blocks+1 is the head.
-A span is a contiguous run of units; a span's notation is what people write in the config, with inclusive ranges.
+A model is a line of *units*: unit 0 is the embedding, unit i+1 is block i, unit n_blocks+1 is the head. A
+span is a contiguous run of units; a span's notation is what people write in the config, with inclusive
+ranges.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class SpanSyntaxError(ValueError):
 class Span:
     """Blocks `[start, stop)` with two optional ends: `embed` before block 0, `head` after the last block.
 
-    A span of an end alone is empty in blocks: `Span(0, 0, embed=True)`, `Span(n_blocks, n_blocks, head=True)`.
+    A span of an end alone is empty in blocks: `Span(0, 0, embed=True)`, `Span(n_blocks, n_blocks,
+    head=True)`.
     """
 
     start: int

@@ -1,4 +1,5 @@
-"""One raw tensor as it travels between processes: dtype, shape and bytes. Knows nothing of frames or of compute.
+"""One raw tensor as it travels between processes: dtype, shape and bytes. Knows nothing of frames or of
+compute.
 
 NumPy has no bfloat16, so bf16 data is held as its raw 16-bit words; `to_f32` and `from_f32` convert (round to
 nearest, ties to even).
@@ -42,7 +43,8 @@ class Tensor:
 
     @classmethod
     def from_numpy(cls, array: npt.NDArray[np.generic], dtype: DType) -> Tensor:
-        """Wraps `array`, whose items are the raw bits of `dtype` (see STORAGE), without a copy where possible."""
+        """Wraps `array`, whose items are the raw bits of `dtype` (see STORAGE), without a copy where
+        possible."""
         if array.dtype != STORAGE[dtype]:
             raise ValueError(f"{array.dtype} does not hold {dtype}")
         array = np.ascontiguousarray(array)
@@ -56,7 +58,8 @@ class Tensor:
         return cls.from_numpy(array.astype(STORAGE[dtype]), dtype)
 
     def to_numpy(self) -> npt.NDArray[np.generic]:
-        """The raw bits as an array of STORAGE[dtype], shape `shape`, sharing memory, read-only if `data` is."""
+        """The raw bits as an array of STORAGE[dtype], shape `shape`, sharing memory, read-only if `data`
+        is."""
         return np.frombuffer(self.data, dtype=STORAGE[self.dtype]).reshape(self.shape)
 
     def to_f32(self) -> npt.NDArray[np.float32]:

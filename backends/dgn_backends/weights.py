@@ -1,7 +1,8 @@
-"""The tensors of a Hugging Face directory: which ones a span needs, and memory-mapped access to exactly those.
+"""The tensors of a Hugging Face directory: which ones a span needs, and memory-mapped access to exactly
+those.
 
-Files are opened when their first tensor is asked for, so shards that a span does not need may be absent. Knows
-nothing of what is computed with the tensors.
+Files are opened when their first tensor is asked for, so shards that a span does not need may be absent.
+Knows nothing of what is computed with the tensors.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class ModelFiles:
         head, embedding = file.tensor(HEAD, shape), self.tensor(EMBEDDING, shape)
         if head.dtype != embedding.dtype or head.data != embedding.data:
             raise ModelError(
-                f"{file.path}: tensor {HEAD} differs from {EMBEDDING}, but config.json says that they are tied; "
-                "set tie_word_embeddings to false",
+                f"{file.path}: tensor {HEAD} differs from {EMBEDDING}, but config.json ties them; "
+                "set its tie_word_embeddings to false",
                 file=str(file.path),
                 tensor=HEAD,
             )
