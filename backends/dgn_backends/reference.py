@@ -18,12 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
-from dgn_backends.errors import BackendError, BackendUnavailable, LimitError
+from dgn_backends.errors import BackendError, BackendUnavailable
 from dgn_backends.kv import PAGE_POSITIONS, PagedKV
 from dgn_backends.model import ModelConfig
 from dgn_backends.reference_math import TILE_ROWS, BlockWeights, Linear, Norm, attention, tile_count
 from dgn_backends.rope import angles, cos_sin, rotate
 from dgn_backends.span import Span
+from dgn_backends.step_check import check_step
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
 
@@ -154,8 +155,9 @@ class ReferenceRunner:
             if step.sequence in seen:
                 raise BackendError(f"sequence {step.sequence} is in the batch twice")
             seen.add(step.sequence)
-            self._check(step)
-            by_span[self._sequences[step.sequence].span].append(index)
+            sequence = self._sequence(step.sequence)
+            check_step(step, self._config, sequence.span, sequence.kv.length, sequence.total_positions)
+            by_span[sequence.span].append(index)
         outputs: dict[int, StepOutput] = {}
         for span, indices in by_span.items():
             outputs.update(zip(indices, self._run(span, [steps[i] for i in indices]), strict=True))
@@ -166,41 +168,6 @@ class ReferenceRunner:
             return self._sequences[sequence]
         except KeyError:
             raise BackendError(f"sequence {sequence} is not open") from None
-
-    def _check(self, step: Step) -> None:
-        sequence, inputs = self._sequence(step.sequence), step.inputs
-        who = f"the step of sequence {step.sequence}"
-        hidden_size, vocab_size = self._config.block.hidden_size, self._config.vocab_size
-        if sequence.span.embed:
-            if inputs.dtype != "i32" or len(inputs.shape) != 1:
-                raise BackendError(f"{who} needs token ids i32[n], not {inputs.dtype}{list(inputs.shape)}")
-            ids = inputs.to_numpy().astype(np.int64)
-            unknown = ids[(ids < 0) | (ids >= vocab_size)]
-            if unknown.size:
-                raise BackendError(
-                    f"{who} has token id {unknown[0]}; the vocabulary is 0 to {vocab_size - 1}"
-                )
-        elif inputs.dtype == "i32" or len(inputs.shape) != 2 or inputs.shape[1] != hidden_size:
-            raise BackendError(
-                f"{who} needs hidden states [n, {hidden_size}], not {inputs.dtype}{list(inputs.shape)}"
-            )
-        if step.count < 1:
-            raise BackendError(f"{who} has no positions")
-        if step.start != sequence.kv.length:
-            raise BackendError(
-                f"{who} starts at {step.start}, but the sequence has length {sequence.kv.length}"
-            )
-        if step.start + step.count > sequence.total_positions:
-            raise LimitError(
-                f"{who} would reach {step.start + step.count} positions; "
-                f"it was opened for {sequence.total_positions}"
-            )
-        if step.logits_rows and not sequence.span.head:
-            raise BackendError(f'{who} asks for logits, but span "{sequence.span}" has no head')
-        if not all(0 <= row < step.count for row in step.logits_rows):
-            raise BackendError(
-                f"{who} asks for logits of rows {list(step.logits_rows)}, but has {step.count} rows"
-            )
 
     def _run(self, span: Span, steps: Sequence[Step]) -> list[StepOutput]:
         """`steps` of sequences that all run through `span`."""
