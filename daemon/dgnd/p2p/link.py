@@ -1,0 +1,339 @@
+"""One peer's connection as frames: two streams, Hello both ways, a heartbeat, and what a peer may not do.
+
+The peer with the smaller id chooses: it answers a Hello with its own on the one connection that it keeps, and says
+Goodbye on others. So when both sides dial at once, they agree on one without either ever taking one back.
+
+Frames go to the owner from the reader, at once; what has to be answered is sent by another task. Knows no peers but
+its own, and nothing of addresses or of what frames beyond Hello mean.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+from libp2p.io.exceptions import IOException
+
+from dgnd.errors import PeerError, PeerGone, ProtocolError, UnknownMessage
+from dgnd.p2p import negotiate
+from dgnd.p2p.host import Connection
+from dgnd.p2p.muxer import MuxStream
+from dgnd.p2p.settings import NetworkSettings
+from dgnd.wire import codec
+from dgnd.wire.limits import tag_of
+from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessage, Ping, Pong
+
+log = logging.getLogger("dgnd.p2p")
+
+QUEUED = 256  #: replies that wait for a peer that asks but does not read; frames that came before their time
+DUPLICATE = "there is another connection"
+_SMALL = 64 * 1024  # head and payload below this go out as one piece
+_PROBE_S = 1.0
+
+
+class LinkOwner(Protocol):
+    """What a link asks of the network, and tells it. Only `choose` may wait."""
+
+    def hello(self) -> Hello: ...
+    async def choose(self, link: Link) -> bool: ...
+    def up(self, link: Link) -> None: ...
+    def down(self, link: Link) -> None: ...
+    def frame(self, link: Link, frame: Frame) -> None: ...
+
+
+class Link:
+    """A connection that becomes usable with Hello both ways (`is_up`) and is used until it ends (`ended`)."""
+
+    def __init__(self, connection: Connection, me: str, settings: NetworkSettings, owner: LinkOwner) -> None:
+        self.peer_id = connection.peer_id
+        self.connection = connection
+        self.is_up = False
+        self.was_up = False
+        self.hello: Hello | None = None
+        self.rtt_s: float | None = None
+        self.error: PeerError | None = None  #: why it ended
+        self.settled = trio.Event()  #: up, or ended
+        self.ended = trio.Event()
+        self._mux = connection.mux
+        self._settings = settings
+        self._owner = owner
+        self._chooser = me < connection.peer_id
+        self._streams: dict[str, MuxStream] = {}
+        self._locks = {negotiate.CONTROL: trio.Lock(), negotiate.BULK: trio.Lock()}
+        self._streams_ready = trio.Event()
+        self._their_hello = trio.Event()
+        self._said: Hello | None = None
+        self._early: list[Frame] = []
+        self._queue: deque[PeerMessage] = deque()
+        self._queued = trio.Event()
+        self._ping: tuple[int, float] = (0, 0.0)
+        self._pong = trio.Event()
+        self._nursery: trio.Nursery | None = None
+
+    # --- its life
+
+    async def run(self) -> None:
+        """Until the connection ends; then everything is closed and the owner told."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._send_queued)
+                nursery.start_soon(self._greet)
+                try:
+                    reason = await self._mux.run(self._on_stream)
+                    self.fail(PeerGone(reason))
+                except ProtocolError as error:
+                    log.warning("%s: closing the connection: %s", self.peer_id, error.message)
+                    self.fail(error, close=False)
+                    await self.say_goodbye(error.message)
+                nursery.cancel_scope.cancel()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self.say_goodbye("shutting down")
+            raise
+        finally:
+            self.fail(PeerGone("closed by this node"))
+
+    def fail(self, error: PeerError, close: bool = True) -> None:
+        """Ends the link for `error`; only the first one counts."""
+        if self.error is None:
+            self.error = error
+            self.is_up = False
+            self.settled.set()
+            self.ended.set()
+            self._owner.down(self)
+        if close:
+            self._mux.close_now()
+
+    async def say_goodbye(self, reason: str) -> None:
+        """Ends the link, telling the peer why if it listens; takes at most the settings' `goodbye_s`."""
+        self.fail(PeerGone(reason), close=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_later)
+            try:
+                if negotiate.CONTROL in self._streams:
+                    await self._write(Frame(Goodbye(reason=reason[:500])), negotiate.CONTROL)
+                await self._mux.finish_sending()
+            except PeerGone:
+                pass  # it was over already
+            nursery.cancel_scope.cancel()
+        self._mux.close_now()
+
+    async def _close_later(self) -> None:
+        await trio.sleep(self._settings.goodbye_s)
+        self._mux.close_now()  # not a cancellation: writes are shielded from those
+
+    async def _watch(self) -> None:
+        """Heartbeats, and the deadline for the greeting."""
+        tick = min(self._settings.ping_s, self._settings.gone_s / 6)
+        begun = last_tick = last_ping = trio.current_time()
+        while True:
+            await trio.sleep(tick)
+            now = trio.current_time()
+            if now - last_tick > tick + self._settings.gone_s / 2:
+                # This process itself stood still (stopped, suspended): what came meanwhile has not been read yet.
+                self._mux.last_received = now
+            last_tick = now
+            if now - self._mux.last_received > self._settings.gone_s:
+                return self.fail(PeerGone(f"no sign of life for {self._settings.gone_s:g} s"))
+            if not self.was_up and now - begun > self._settings.handshake_s:
+                return self.fail(PeerGone(f"no Hello within {self._settings.handshake_s:g} s"))
+            if self.is_up and now - last_ping >= self._settings.ping_s:
+                last_ping = now
+                self._send_ping()
+
+    def _send_ping(self) -> None:
+        self._ping = (self._ping[0] + 1, trio.current_time())
+        self.queue(Ping(nonce=self._ping[0]))
+
+    async def probe(self) -> bool:
+        """Whether the peer still answers, within a second."""
+        self._pong = trio.Event()
+        self._send_ping()
+        with trio.move_on_after(_PROBE_S):
+            await self._pong.wait()
+        return self._pong.is_set() and self.is_up
+
+    # --- streams and the greeting
+
+    def _on_stream(self, stream: MuxStream) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(self._accept_stream, stream)
+
+    async def _accept_stream(self, stream: MuxStream) -> None:
+        wanted = () if self.connection.dialled else (negotiate.CONTROL, negotiate.BULK)
+        try:
+            protocol = await negotiate.accept(stream, wanted, self._settings.handshake_s)
+        except negotiate.NotAgreed as error:
+            log.debug("%s: a stream for something else: %s", self.peer_id, error)
+            stream.reset()
+            return
+        if protocol in self._streams:
+            log.debug("%s: opened %s a second time", self.peer_id, protocol)
+            stream.reset()
+            return
+        self._attach(protocol, stream)
+
+    def _attach(self, protocol: str, stream: MuxStream) -> None:
+        self._streams[protocol] = stream
+        decoder = codec.FrameDecoder(self._settings.limits, codec.PEER)
+        try:
+            stream.attach(partial(self._received, decoder), self._stream_ended)
+        except ProtocolError as error:
+            self.fail(error)
+        if len(self._streams) == len(self._locks):
+            self._streams_ready.set()
+
+    def _stream_ended(self) -> None:
+        self.fail(PeerGone("it closed its stream"))
+
+    async def _greet(self) -> None:
+        try:
+            if self.connection.dialled:
+                for protocol in (negotiate.CONTROL, negotiate.BULK):
+                    stream = self._mux.open_stream()
+                    await negotiate.propose(stream, protocol, self._settings.handshake_s)
+                    self._attach(protocol, stream)
+            await self._streams_ready.wait()
+            if not self._chooser:
+                await self._say_hello()
+            await self._their_hello.wait()
+            if self._chooser:
+                if not await self._owner.choose(self):
+                    return await self.say_goodbye(DUPLICATE)
+                await self._say_hello()
+                self._go_up()
+        except negotiate.NotAgreed as error:
+            self.fail(PeerGone(f"it does not speak {negotiate.CONTROL}: {error}"))
+        except PeerGone:
+            pass  # the reader says why
+
+    async def _say_hello(self) -> None:
+        self._said = self._owner.hello()
+        await self._write(Frame(self._said), negotiate.CONTROL)
+
+    def _hello(self, hello: Hello) -> None:
+        codec.negotiate(self._owner.hello().versions, hello.versions)
+        self.hello = hello
+        self._their_hello.set()
+        if not self._chooser:
+            if self._said is None:
+                raise ProtocolError("it said Hello before its turn")
+            self._go_up()
+
+    def _go_up(self) -> None:
+        if self.error is not None:
+            return
+        self.is_up = self.was_up = True
+        self._owner.up(self)
+        self.settled.set()
+        self._send_ping()
+        now, said = self._owner.hello(), self._said
+        if said is not None and (now.offers, now.peers) != (said.offers, said.peers):
+            self.queue(Offers(offers=now.offers, peers=now.peers))
+        early, self._early = self._early, []
+        for frame in early:
+            self._frame(frame)
+
+    # --- frames
+
+    def _received(self, decoder: codec.FrameDecoder, data: bytes) -> None:
+        decoder.receive_data(data)
+        while self.error is None:
+            try:
+                frame = decoder.next_frame()
+            except UnknownMessage as error:
+                log.debug("%s: %s", self.peer_id, error.message)
+                self.queue(codec.failure_of(error, tag=str(error.data.get("tag", ""))))
+                continue
+            if frame is None:
+                return
+            self._frame(frame)
+
+    def _frame(self, frame: Frame) -> None:
+        match frame.message:
+            case Goodbye(reason=reason):
+                self.fail(PeerGone(f"it said goodbye: {reason}"))
+            case Hello() as hello:
+                if self.hello is not None:
+                    raise ProtocolError("a second Hello")
+                self._hello(hello)
+            case message if not self.is_up:
+                # The chooser's Hello is out, and the answer faster than our own task; anything else is too early.
+                if not (self._chooser and self._said is not None) or len(self._early) >= QUEUED:
+                    raise ProtocolError(f"a message {tag_of(message)!r} before Hello")
+                self._early.append(frame)
+            case Ping(nonce=nonce):
+                self.queue(Pong(nonce=nonce))
+            case Pong(nonce=nonce):
+                if nonce == self._ping[0]:
+                    sample = trio.current_time() - self._ping[1]
+                    self.rtt_s = sample if self.rtt_s is None else (3 * self.rtt_s + sample) / 4
+                    self._pong.set()
+            case message:
+                if isinstance(message, Offers) and self.hello is not None:
+                    self.hello = msgspec.structs.replace(
+                        self.hello, offers=message.offers, peers=message.peers
+                    )
+                self._hand_over(frame)
+
+    def _hand_over(self, frame: Frame) -> None:
+        try:
+            self._owner.frame(self, frame)
+        except Exception:  # a fault of ours in one frame must not end the connection, nor go unanswered
+            tag = tag_of(frame.message)
+            log.exception("%s: a message %r could not be handled", self.peer_id, tag)
+            key, branch = getattr(frame.message, "key", None), getattr(frame.message, "branch", 0)
+            self.queue(
+                Failure(
+                    kind="internal",
+                    message=f"a fault at this node, see its log: {tag}",
+                    key=key,
+                    branch=branch,
+                    tag=tag,
+                )
+            )
+
+    def queue(self, message: PeerMessage) -> None:
+        """Sends a small message soon, without waiting. New Offers replace those that still wait."""
+        if isinstance(message, Offers):
+            self._queue = deque(queued for queued in self._queue if not isinstance(queued, Offers))
+        if len(self._queue) >= QUEUED:
+            raise ProtocolError(f"{QUEUED} answers wait: it asks but does not read")
+        self._queue.append(message)
+        self._queued.set()
+
+    async def _send_queued(self) -> None:
+        try:
+            await self._streams_ready.wait()
+            while True:
+                await self._queued.wait()
+                self._queued = trio.Event()
+                while self._queue:
+                    await self._write(Frame(self._queue.popleft()), negotiate.CONTROL)
+        except PeerGone:
+            pass  # the reader says why
+
+    async def send(self, frame: Frame, bulk: bool) -> None:
+        """Sends a frame; small ones pass big ones of the other class. A frame once begun is sent to its end, also
+        when the caller is cancelled. Raises PeerGone, and ProtocolError for a frame that no peer would take."""
+        if not self.is_up:
+            raise PeerGone(self.error.message if self.error else "not connected yet")
+        await self._write(frame, negotiate.BULK if bulk else negotiate.CONTROL)
+
+    async def _write(self, frame: Frame, protocol: str) -> None:
+        pieces = codec.encode(frame, self._settings.limits)
+        if len(pieces) > 1 and sum(map(len, pieces)) <= _SMALL:
+            pieces = [b"".join(pieces)]
+        try:
+            async with self._locks[protocol]:
+                with trio.CancelScope(shield=True):
+                    for piece in pieces:
+                        await self._streams[protocol].write(piece)
+        except IOException as error:
+            raise PeerGone(self.error.message if self.error else str(error)) from error

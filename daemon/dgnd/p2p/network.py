@@ -1,0 +1,345 @@
+"""The peer network: who may connect, who is connected, and frames to and from them. The facade of this package.
+
+Knows nothing of what frames mean, nor of the configuration file. A send to this node's own id is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import trio
+
+from dgnd.errors import BadRequest, IdentityMismatch, NotFound, PeerError, PeerGone, PeerRefused
+from dgnd.identity import Identity
+from dgnd.p2p import addresses
+from dgnd.p2p.addresses import Endpoint
+from dgnd.p2p.dialer import Backoff, refused_line
+from dgnd.p2p.host import Connection, Host
+from dgnd.p2p.link import Link
+from dgnd.p2p.logs import quieten_libraries
+from dgnd.p2p.refusals import Refusals
+from dgnd.p2p.settings import Known, NetworkHandlers, NetworkSettings, PeerState, RefusalRecord
+from dgnd.wire.messages import Frame, Hello, Offers
+
+log = logging.getLogger("dgnd.p2p")
+
+#: Connections of one allowed peer at the same time: one that is used, and ones that are being greeted.
+CONNECTIONS_PER_PEER = 4
+
+
+class PeerNetwork:
+    """Connections to peers that were allowed, kept for as long as `run` runs."""
+
+    def __init__(self, identity: Identity, settings: NetworkSettings, handlers: NetworkHandlers) -> None:
+        quieten_libraries()
+        self._me = identity.peer_id
+        self._settings = settings
+        self._handlers = handlers
+        self._host = Host(identity.seed, self._gate, self._refused, settings.handshake_s)
+        self._known: dict[str, Known] = {}
+        self._links: dict[str, Link] = {}  # the one of each peer that was chosen
+        self._open: dict[str, int] = {}
+        self._keepers: dict[str, trio.CancelScope] = {}
+        self._refusals = Refusals()
+        self._listening: list[Endpoint] = []
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listens and keeps connections until cancelled; started once listening. Raises ListenFailed, BadRequest."""
+        endpoints = [addresses.parse(text)[0] for text in self._settings.listen]
+        self._listening = await self._host.listen(endpoints)
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for known in self._known.values():
+                    self._keep(known)
+                nursery.start_soon(self._host.serve, self._run_link)
+                for address in self.listen_addrs():
+                    log.info("listening on %s", address)
+                task_status.started()
+        finally:
+            self._nursery = None
+            self._keepers.clear()
+            self._host.close()
+
+    # --- who may connect
+
+    def allow(
+        self, peer_id: str, name: str, addrs: tuple[str, ...] = (), keep_connected: bool = True
+    ) -> None:
+        """Lets a peer in; with `keep_connected` it is dialled, and again whenever it is lost. Raises BadRequest."""
+        if peer_id == self._me:
+            raise BadRequest(f"{peer_id} is this node itself")
+        for text in addrs:
+            _, named = addresses.parse(text)
+            if named not in (None, peer_id):
+                raise BadRequest(f"{text} names another peer than {peer_id}")
+        known = self._known.get(peer_id)
+        if known is None:
+            known = self._known[peer_id] = Known(peer_id, name)
+        known.name, known.addrs, known.keep_connected, known.held = name, addrs, keep_connected, False
+        self._refusals.forget(peer_id)
+        self._keep(known)
+
+    def disallow(self, peer_id: str) -> None:
+        """Lets a peer in no more, and closes its connection."""
+        if self._known.pop(peer_id, None) is not None:
+            self._let_go(peer_id, "not allowed any more")
+
+    async def connect(self, multiaddr: str) -> str:
+        """Dials an address that ends in /p2p/ID and lets that peer in from now on, whether or not it answers now.
+
+        Returns its peer id after Hello. Raises BadRequest, PeerGone, PeerRefused, IdentityMismatch.
+        """
+        endpoint, peer_id = addresses.parse(multiaddr)
+        if peer_id is None:
+            raise BadRequest(
+                f"{multiaddr} does not say whom to expect; add /p2p/PEER-ID (dgnctl status shows it there)"
+            )
+        if peer_id == self._me:
+            raise BadRequest(f"{peer_id} is this node itself")
+        known = self._known.get(peer_id)
+        if known is None:
+            known = self._known[peer_id] = Known(
+                peer_id, f"{endpoint.host}:{endpoint.port}", keep_connected=False
+            )
+        known.held = False
+        self._refusals.forget(peer_id)
+        if not self.is_up(peer_id):
+            try:
+                await self._dial(known, [endpoint])
+            except IdentityMismatch:
+                if not known.addrs and not known.keep_connected:
+                    del self._known[peer_id]  # a mistyped id must not stay on the list
+                raise
+        if str(endpoint) not in [str(addresses.parse(text)[0]) for text in known.addrs]:
+            known.addrs = (*known.addrs, str(endpoint))
+        known.keep_connected = True
+        self._keep(known)
+        return peer_id
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Closes the connection; the peer is neither dialled nor let in until `connect` or `allow`. Raises NotFound."""
+        known = self._known.get(peer_id)
+        if known is None:
+            raise NotFound(f"no peer {peer_id}")
+        known.held = True
+        self._let_go(peer_id, "disconnected by the operator")
+        known.state, known.detail = (
+            "unreachable",
+            "disconnected here by the operator; dgnctl connect brings it back",
+        )
+        await trio.lowlevel.checkpoint()
+
+    def _let_go(self, peer_id: str, reason: str) -> None:
+        keeper = self._keepers.pop(peer_id, None)
+        if keeper is not None:
+            keeper.cancel()
+        link = self._links.get(peer_id)
+        if link is not None and self._nursery is not None:
+            link.fail(PeerGone(reason), close=False)
+            self._nursery.start_soon(link.say_goodbye, reason)
+
+    def _gate(self, peer_id: str, address: str) -> str | None:
+        known = self._known.get(peer_id)
+        if known is None:
+            return (
+                "it has this node's own identity"
+                if peer_id == self._me
+                else "not in this node's configuration"
+            )
+        if known.held:
+            return "disconnected here by the operator"
+        if self._open.get(peer_id, 0) >= CONNECTIONS_PER_PEER:
+            return f"it has {CONNECTIONS_PER_PEER} connections already"
+        return None
+
+    def _refused(self, peer_id: str, endpoint: Endpoint, reason: str) -> None:
+        if self._refusals.add(peer_id, str(endpoint), reason):
+            log.info("refused %s from %s: %s", peer_id, endpoint, reason)
+
+    # --- what is known
+
+    def is_up(self, peer_id: str) -> bool:
+        """Whether frames can be sent to the peer now."""
+        link = self._links.get(peer_id)
+        return link is not None and link.is_up
+
+    def peers(self) -> list[PeerState]:
+        """Every allowed peer as it is now."""
+        return [self._state(known) for known in self._known.values()]
+
+    def _state(self, known: Known) -> PeerState:
+        state = PeerState(known.id, known.name, known.state, known.addrs, None, known.hello, known.detail)
+        link = self._links.get(known.id)
+        if link is None or not link.is_up:
+            return state
+        rtt_ms = None if link.rtt_s is None else round(link.rtt_s * 1000, 3)
+        return replace(state, state="connected", rtt_ms=rtt_ms, hello=link.hello, detail="")
+
+    def refusals(self) -> list[RefusalRecord]:
+        """The last inbound peers that were not let in, oldest first."""
+        return self._refusals.list()
+
+    def listen_addrs(self) -> list[str]:
+        """The addresses that this node can be dialled at, with /p2p/ID."""
+        return [f"{real}/p2p/{self._me}" for bound in self._listening for real in addresses.expanded(bound)]
+
+    # --- frames
+
+    async def send(self, peer_id: str, frame: Frame, *, bulk: bool = False) -> None:
+        """Sends a frame; `bulk` is for what may wait (prefill), and is passed by what is not. Frames of one class stay
+        in order. Raises PeerGone, and ProtocolError for a frame against the protocol's limits."""
+        link = self._links.get(peer_id)
+        known = self._known.get(peer_id)
+        name = known.name if known else peer_id
+        if link is None or not link.is_up:
+            raise PeerGone(f"{name} is not connected", peer=peer_id)
+        try:
+            await link.send(frame, bulk)
+        except PeerGone as error:
+            raise PeerGone(f"the connection to {name} ended: {error.message}", peer=peer_id) from error
+
+    def announce(self) -> None:
+        """What Hello says has changed: tells every connected peer."""
+        now = self._handlers.hello()
+        for link in self._links.values():
+            if link.is_up:
+                link.queue(Offers(offers=now.offers, peers=now.peers))
+
+    # --- for links
+
+    def hello(self) -> Hello:
+        """What this node says of itself now."""
+        return self._handlers.hello()
+
+    async def choose(self, link: Link) -> bool:
+        """Whether `link` becomes the peer's connection; not while another one answers."""
+        while (current := self._links.get(link.peer_id)) is not None:
+            if not current.is_up or await current.probe():
+                return False
+            current.fail(PeerGone("replaced by a newer connection"))
+        if link.error is not None:
+            return False
+        self._links[link.peer_id] = link
+        return True
+
+    def up(self, link: Link) -> None:
+        """Hello went both ways."""
+        old = self._links.get(link.peer_id)
+        if old is not None and old is not link:
+            old.fail(PeerGone("replaced by a newer connection"))
+        self._links[link.peer_id] = link
+        known = self._known.get(link.peer_id)
+        assert link.hello is not None
+        if known is not None:
+            known.hello, known.state, known.detail = link.hello, "connected", ""
+        how = "dialled" if link.connection.dialled else "accepted"
+        log.info("%s is connected (%s, %s)", self._name(link), how, link.connection.remote)
+        try:
+            self._handlers.on_up(link.peer_id, link.hello)
+        except Exception:  # a fault of ours must not end the peer's connection
+            log.exception("%s: on_up failed", link.peer_id)
+
+    def down(self, link: Link) -> None:
+        """The link has ended."""
+        if self._links.get(link.peer_id) is link:
+            del self._links[link.peer_id]
+        if not link.was_up:
+            return
+        reason = link.error.message if link.error else "closed"
+        known = self._known.get(link.peer_id)
+        if known is not None:
+            known.hello, known.state, known.detail = link.hello, "unreachable", reason
+        log.info("%s is gone: %s", self._name(link), reason)
+        try:
+            self._handlers.on_down(link.peer_id, reason)
+        except Exception:  # a fault of ours must not end the network
+            log.exception("%s: on_down failed", link.peer_id)
+
+    def frame(self, link: Link, frame: Frame) -> None:
+        """A frame has arrived."""
+        self._handlers.on_frame(link.peer_id, frame)
+
+    def _name(self, link: Link) -> str:
+        known = self._known.get(link.peer_id)
+        return f"{known.name} ({link.peer_id})" if known else link.peer_id
+
+    # --- connections
+
+    async def _run_link(self, connection: Connection) -> None:
+        await self._serve(Link(connection, self._me, self._settings, self))
+
+    async def _serve(self, link: Link) -> None:
+        self._open[link.peer_id] = self._open.get(link.peer_id, 0) + 1
+        try:
+            await link.run()
+        except Exception:  # one connection must not end the others
+            log.exception("the connection to %s failed", link.peer_id)
+        finally:
+            self._open[link.peer_id] -= 1
+            if not self._open[link.peer_id]:
+                del self._open[link.peer_id]
+
+    def _keep(self, known: Known) -> None:
+        """(Re)starts the task that keeps the peer connected."""
+        keeper = self._keepers.pop(known.id, None)
+        if keeper is not None:
+            keeper.cancel()
+        if self._nursery is not None and known.keep_connected and not known.held:
+            scope = self._keepers[known.id] = trio.CancelScope()
+            self._nursery.start_soon(self._keep_connected, known, scope)
+
+    async def _keep_connected(self, known: Known, scope: trio.CancelScope) -> None:
+        backoff = Backoff(self._settings.first_delay_s, self._settings.last_delay_s)
+        with scope:
+            while True:
+                link = self._links.get(known.id)
+                if link is not None:
+                    begun = trio.current_time()
+                    await link.ended.wait()
+                    if link.was_up and trio.current_time() - begun > self._settings.gone_s:
+                        backoff.reset()
+                    await trio.sleep(backoff.next())
+                elif known.addrs:
+                    try:
+                        await self._dial(known, [addresses.parse(text)[0] for text in known.addrs])
+                    except PeerError as error:
+                        log.debug("%s: %s", known.name, error.message)
+                        await trio.sleep(backoff.next())
+                else:
+                    known.detail = "waiting for it to connect: its addresses are not known here"
+                    await trio.sleep(self._settings.last_delay_s)
+
+    async def _dial(self, known: Known, endpoints: list[Endpoint]) -> None:
+        """Connects by the first endpoint that works; else raises the error that says most."""
+        known.state = "connecting"
+        worst: PeerError = PeerGone(f"{known.name} has no address")
+        for endpoint in endpoints:
+            try:
+                await self._dial_endpoint(known, endpoint)
+                return
+            except PeerError as error:
+                if self.is_up(known.id):
+                    return
+                if isinstance(worst, PeerGone):
+                    worst = error
+        known.state = "refused" if isinstance(worst, PeerRefused) else "unreachable"
+        known.detail = worst.message
+        raise worst
+
+    async def _dial_endpoint(self, known: Known, endpoint: Endpoint) -> None:
+        try:
+            connection = await self._host.dial(endpoint, known.id, self._settings.connect_s)
+        except PeerRefused as error:
+            local = str(error.data.get("local", ""))
+            raise PeerRefused(
+                refused_line(known.name, local, self._listening, self._me), peer=known.id
+            ) from error
+        link = Link(connection, self._me, self._settings, self)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, link)
+        await link.settled.wait()
+        if link.error is not None and not self.is_up(known.id):
+            raise type(link.error)(f"{known.name} at {endpoint}: {link.error.message}", peer=known.id)
