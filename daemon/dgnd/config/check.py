@@ -17,8 +17,9 @@ from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.locate import KeyPath
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
 from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
-from dgnd.errors import BadRequest
+from dgnd.errors import BadRequest, ConfigError
 from dgnd.identity import public_key_of
+from dgnd.text import templates
 
 #: The name of this node in [[blocks]].
 SELF = "self"
@@ -79,6 +80,10 @@ def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) ->
         raise KeyProblem((*at, "device"), f'"{model.device}" is no device; one of auto, cpu, cuda, cuda:1')
     if model.dtype not in DTYPES:
         raise KeyProblem((*at, "dtype"), f'"{model.dtype}" is no dtype; one of {", ".join(DTYPES)}')
+    try:
+        templates.check_name(model.chat_template)
+    except ConfigError as error:
+        raise KeyProblem((*at, "chat_template"), error.message) from None
     if model.threads is not None and not 1 <= model.threads <= 4096:
         raise KeyProblem((*at, "threads"), "threads must be from 1 to 4096")
 

@@ -6,7 +6,6 @@ disk or of who asks. What the values must be is in `dgnd.config.check`.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import msgspec
 import tomli
 
+from dgn_backends.registry import list_backends
 from dgnd.config.build import KeyProblem, build
 from dgnd.config.check import check_values
 from dgnd.config.locate import KeyPath, Position, locate_keys
@@ -52,14 +52,14 @@ def load_config(path: Path, backends: Collection[str] | None = None) -> LoadedCo
         raise ConfigError(f"{path}:1:1: {what}", file=str(path), line=1, column=1) from None
     try:
         config = build(values)
-        check_values(config, _installed_backends() if backends is None else backends)
+        check_values(config, _installed() if backends is None else backends)
     except KeyProblem as problem:
         raise _error_at(path, text, problem.key_path, problem.message) from None
     return LoadedConfig(_resolve_paths(config, path.absolute().parent), path, text)
 
 
-def _installed_backends() -> Collection[str]:
-    return importlib.metadata.entry_points(group="dgn.backends").names
+def _installed() -> set[str]:
+    return {entry.name for entry in list_backends()}
 
 
 def _error_at(path: Path, text: str, key_path: KeyPath, message: str) -> ConfigError:

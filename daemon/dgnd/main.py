@@ -1,0 +1,85 @@
+"""The command line of the daemon: `dgnd --config F` runs, `dgnd init` makes the identity, `dgnd check` plans.
+
+Knows nothing of what running means; that is imported only when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import click
+
+from dgn_backends.errors import DgnError
+from dgnd.config import load_config
+from dgnd.errors import ConfigError
+from dgnd.identity import Identity
+
+DEFAULT_CONFIG = Path("/etc/dgn/dgn.toml")
+DEFAULT_STATE_DIR = Path("/var/lib/dgn")
+IDENTITY_FILE = "identity.key"
+
+_PATH = click.Path(path_type=Path)
+_config_option = click.option(
+    "--config", "config", type=_PATH, help=f"The configuration; else {DEFAULT_CONFIG}."
+)
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@_config_option
+@click.option("--socket", type=_PATH, help="The control socket, instead of the configured one.")
+@click.version_option(importlib.metadata.version("distributed-gpt-node"), prog_name="dgnd")
+@click.pass_context
+def cli(context: click.Context, config: Path | None, socket: Path | None) -> None:
+    """Serves this node's blocks to its peers and answers dgnctl, in the foreground; logs to stderr."""
+    context.obj = config
+    if context.invoked_subcommand is None:
+        from dgnd.app import run
+
+        run(load_config(config or DEFAULT_CONFIG), socket)
+
+
+@cli.command()
+@click.option(
+    "--state-dir", type=_PATH, help=f"Where the key is kept; else the configured one, {DEFAULT_STATE_DIR}."
+)
+@_config_option
+@click.pass_obj
+def init(group_config: Path | None, config: Path | None, state_dir: Path | None) -> None:
+    """Makes this node's identity, if it has none yet, and prints its peer id."""
+    if state_dir is None:
+        named = config or group_config
+        state_dir = load_config(named).config.node.state_dir if named else DEFAULT_STATE_DIR
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{state_dir}: the state directory can't be made: {error.strerror or error}"
+        ) from None
+    click.echo(Identity.load_or_create(state_dir / IDENTITY_FILE).peer_id)
+
+
+@cli.command()
+@_config_option
+@click.pass_obj
+def check(group_config: Path | None, config: Path | None) -> None:
+    """Checks a configuration and its models, and prints who holds what, without loading anything."""
+    from dgnd.plan import format_plan, make_plan
+
+    path = config or group_config or DEFAULT_CONFIG
+    plans = make_plan(load_config(path))
+    click.echo(format_plan(plans))
+    absent = [f"{plan.path / file}" for plan in plans for file in plan.absent]
+    if absent:
+        raise ConfigError(f"{path}: this node needs files that are not here: {', '.join(absent)}")
+
+
+def main() -> None:
+    """The entry point: runs the command; an error of ours is one line on stderr and its exit code."""
+    try:
+        cli()
+    except DgnError as error:
+        prefix = "" if "line" in error.data else "dgnd: "  # file:line:column stands first, for editors
+        click.echo(prefix + error.message, err=True)
+        sys.exit(error.exit_code)

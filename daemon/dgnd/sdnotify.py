@@ -1,0 +1,46 @@
+"""sd_notify(3) in the few lines it takes: tells the service manager that started us how we are.
+
+The protocol is one datagram to the Unix socket that $NOTIFY_SOCKET names (a leading @ means the abstract
+namespace). Does nothing when nobody asked. Knows nothing of what the daemon does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+
+
+def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Sends `state`, such as `"READY=1"`; whether a service manager took it. Never raises, never waits."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.setblocking(False)
+        try:
+            sender.sendto(state.encode(), address)
+        except OSError:  # nobody listens there any more, or its queue is full: not worth dying for
+            return False
+    return True
+
+
+def ready(status: str) -> bool:
+    """The daemon answers requests; `status` is one line for `systemctl status`."""
+    return notify(f"READY=1\nSTATUS={_one_line(status)}")
+
+
+def status(text: str) -> bool:
+    """What the daemon is doing, in one line."""
+    return notify(f"STATUS={_one_line(text)}")
+
+
+def stopping() -> bool:
+    """The daemon has begun to stop."""
+    return notify("STOPPING=1")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
