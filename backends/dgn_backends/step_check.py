@@ -1,4 +1,4 @@
-"""What every backend checks of a step before it computes anything. Knows nothing of how steps are computed."""
+"""What every backend checks of a step before it computes. Knows nothing of how steps are computed."""
 
 from __future__ import annotations
 
