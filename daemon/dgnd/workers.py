@@ -19,7 +19,7 @@ import trio
 
 from dgnd.errors import ProtocolError
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
-from dgnd.wire.limits import WORKER_LIMITS
+from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Failure,
     Frame,
@@ -132,7 +132,7 @@ class WorkerHandle:
 
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
-        decoder = FrameDecoder(WORKER_LIMITS, WORKER)
+        decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
         while True:
             with trio.move_on_after(_SILENT_S) as silence:
                 try:

@@ -161,6 +161,11 @@ class PeerNetwork:
 
     # --- what is known
 
+    def is_allowed(self, peer_id: str) -> bool:
+        """Whether the peer may connect now."""
+        known = self._known.get(peer_id)
+        return known is not None and not known.held
+
     def is_up(self, peer_id: str) -> bool:
         """Whether frames can be sent to the peer now."""
         link = self._links.get(peer_id)

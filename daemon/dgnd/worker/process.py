@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dgn_backends.errors import DgnError
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
-from dgnd.wire.limits import WORKER_LIMITS
+from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -108,7 +108,7 @@ class WorkerProcess:
             self._kv_bytes = worker.kv_bytes()
 
     def _read(self) -> None:
-        decoder = FrameDecoder(WORKER_LIMITS, WORKER)
+        decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
         while True:
             try:
                 data = self._sock.recv(_READ_BYTES)

@@ -162,7 +162,6 @@ class SpanWorker:
             raise BackendError(f"step {message.start} of hop {message.key.hop} has no open sequence")
         if message.truncate_to is not None:
             sequence.runner.truncate(sequence.number, message.truncate_to)
-            del sequence.history[message.truncate_to :]
         rows = (message.count - 1,) if message.sample is not None and sequence.span.head else ()
         return sequence, Step(sequence.number, message.start, payload, rows)
 

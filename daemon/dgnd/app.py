@@ -1,0 +1,105 @@
+"""From a configuration to a running daemon: locks, logging, signals, control socket, readiness, exit code.
+
+Knows nothing of frames or models; the node inside does.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import signal
+import socket as sockets
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import trio
+
+from dgnd import sdnotify
+from dgnd.config.load import LoadedConfig
+from dgnd.control.lock import LockFile
+from dgnd.control.server import serve_control
+from dgnd.control.socket_path import daemon_socket
+from dgnd.errors import ConfigError, DgnError
+from dgnd.identity import Identity
+from dgnd.node import Node, NodeIdentity
+
+log = logging.getLogger("dgnd")
+
+IDENTITY_FILE = "identity.key"
+LOCK_FILE = "lock"
+_POLL_S = 0.1
+
+
+def run(loaded: LoadedConfig, socket: Path | None) -> None:
+    """Runs the daemon to its end. Raises DgnError when it can't start or go on."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    config = loaded.config
+    state_dir = config.node.state_dir
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{state_dir}: the state directory can't be made: {error.strerror or error}") from None
+    lock = LockFile.acquire(state_dir / LOCK_FILE, f"the state directory {state_dir}")
+    try:
+        who = NodeIdentity(
+            identity=Identity.load_or_create(state_dir / IDENTITY_FILE),
+            name=config.node.name or sockets.gethostname(),
+            version=importlib.metadata.version("distributed-gpt-node"),
+        )
+        path = daemon_socket(socket or config.control.socket)
+        try:
+            trio.run(_main, loaded, who, path)
+        except BaseExceptionGroup as group:
+            ours = next(_own_errors(group), None)
+            if ours is None:
+                raise
+            raise ours from None
+    finally:
+        lock.release()
+
+
+async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:
+    node = Node(loaded, who)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_on_signals, node)
+        await nursery.start(serve_control, path, node.service)
+        log.info("%s is %s; control socket %s", who.name, node.me, path)
+        nursery.start_soon(_tell_service_manager, node)
+        await node.run(loaded.config.node.state_dir)
+        nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _on_signals(node: Node, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as arrivals:
+        task_status.started()
+        async for number in arrivals:
+            log.info("%s: stopping", signal.Signals(number).name)
+            sdnotify.stopping()
+            node.stop_requested.set()
+
+
+async def _tell_service_manager(node: Node) -> None:
+    """READY once this node's own blocks are loaded; after that, what the state is whenever it changes."""
+    told = ""
+    ready = False
+    while True:
+        state = node.service.state()
+        if state in ("ready", "degraded") and not ready:
+            ready = sdnotify.ready(state) or True
+            log.info("serving")
+        elif state != told:
+            sdnotify.status(state)
+        told = state
+        await trio.sleep(_POLL_S)
+
+
+def _own_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[DgnError]:
+    for error in group.exceptions:
+        if isinstance(error, DgnError):
+            yield error
+        elif isinstance(error, BaseExceptionGroup):
+            yield from _own_errors(error)

@@ -1,0 +1,130 @@
+"""Named sessions at their origin: the token ids said so far, and who may use them when.
+
+Knows nothing of routes or frames; the driver inside each conversation does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from dgnd.control import api
+from dgnd.driver import SessionDriver
+from dgnd.errors import BadRequest, NotFound
+from dgnd.models import LocalModel
+
+
+@dataclass(slots=True)
+class Conversation:
+    """One session. `tokens` are the ids that count as said: they change when a turn has ended well."""
+
+    driver: SessionDriver
+    model: LocalModel
+    tokens: list[int] = field(default_factory=list)
+    busy: bool = False
+    last_used: float = field(default_factory=trio.current_time)
+
+    def prompt_ids(self, params: api.GenerateParams) -> list[int]:
+        """The token ids that a request asks to continue."""
+        text = self.model.text
+        if params.token_ids is not None:
+            ids = list(params.token_ids)
+        elif params.messages is not None:
+            ids = text.encode_chat(params.messages)
+        else:
+            assert params.prompt is not None  # checked by dgnd.control.checks
+            ids = self._turn(params.prompt, params)
+        if not ids:
+            raise BadRequest("the prompt has no tokens")
+        bad = next((i for i in ids if not 0 <= i < self.model.config.vocab_size), None)
+        if bad is not None:
+            raise BadRequest(f"token id {bad} is not in the vocabulary of {self.model.name}")
+        return ids
+
+    def _turn(self, prompt: str, params: api.GenerateParams) -> list[int]:
+        text = self.model.text
+        if params.raw:
+            ids = text.encode_raw(prompt)
+            if self.tokens and ids[:1] == [text.bos_token_id]:
+                ids = ids[1:]
+            return [*self.tokens, *ids]
+        if self.tokens:
+            return [*self.tokens, *text.encode_turn(self.tokens, prompt, params.system)]
+        messages = [api.ChatMessage(role="user", content=prompt)]
+        if params.system is not None:
+            messages.insert(0, api.ChatMessage(role="system", content=params.system))
+        return text.encode_chat(messages)
+
+
+class ConversationBook:
+    """All sessions of this origin, by name; those without a name end with their request."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Conversation] = {}
+        self._unnamed = itertools.count(1)
+        self._prefix = secrets.token_hex(4)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return iter(list(self._by_name.values()))
+
+    def get(self, name: str) -> Conversation | None:
+        """The session of that name."""
+        return self._by_name.get(name)
+
+    @contextmanager
+    def use(
+        self, name: str | None, new: Callable[[str, LocalModel], Conversation], model: LocalModel
+    ) -> Iterator[Conversation]:
+        """The session for one request, made if it isn't there. Raises BadRequest when it is busy."""
+        key = name if name is not None else f"{self._prefix}-{next(self._unnamed)}"
+        conversation = self._by_name.get(key)
+        if conversation is not None and conversation.busy:
+            raise BadRequest(f"session {key!r} is answering another request; wait or cancel that")
+        if conversation is None or conversation.model is not model:
+            if conversation is not None:
+                conversation.driver.close()
+            conversation = new(key, model)
+            self._by_name[key] = conversation
+        conversation.busy = True
+        try:
+            yield conversation
+        finally:
+            conversation.busy = False
+            conversation.last_used = trio.current_time()
+            if name is None:
+                self._by_name.pop(key, None)
+
+    def clear(self, name: str | None) -> int:
+        """Forgets one session or all idle ones; returns how many."""
+        if name is None:
+            names = [key for key, conversation in self._by_name.items() if not conversation.busy]
+        elif name not in self._by_name:
+            raise NotFound(f"there is no session {name!r}")
+        elif self._by_name[name].busy:
+            raise BadRequest(f"session {name!r} is answering; cancel that first")
+        else:
+            names = [name]
+        for key in names:
+            self._by_name.pop(key).driver.close()
+        return len(names)
+
+    def drop_idlest(self) -> None:
+        """Makes room: forgets the session idle for longest, if one is idle."""
+        idle = [(item.last_used, name) for name, item in self._by_name.items() if not item.busy]
+        if not idle:
+            raise BadRequest(f"{len(self._by_name)} sessions are answering, which is the most allowed")
+        self.clear(min(idle)[1])
+
+    def free_idle(self, before: float) -> None:
+        """Frees the hops of sessions not used since; their token ids stay."""
+        for conversation in self:
+            if not conversation.busy and conversation.last_used < before and conversation.driver.session.route:
+                conversation.driver.close()

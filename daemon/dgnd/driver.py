@@ -1,0 +1,240 @@
+"""Drives one session over its hops: opens them, sends steps while there is credit, waits for tokens, cancels.
+
+The origin's half of the protocol in time; what is sent when is `OriginSession`'s. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from dgnd.errors import DgnError, PeerError, PeerGone, StaleState, error_from
+from dgnd.identity import Identity
+from dgnd.routing import Edge, Hop
+from dgnd.session import OriginSession, RouteHop
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    Credit,
+    EndTurn,
+    Failure,
+    Frame,
+    HopKey,
+    HopLength,
+    HopOpened,
+    Sampling,
+    StepFrame,
+    Ticket,
+    TokenFrame,
+)
+from dgnd.wire.ticket import sign_ticket
+
+OPEN_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 2.0
+#: Without any sign of progress of a step for this long the answer ends with an error.
+STEP_TIMEOUT_S = 120.0
+#: Positions of a prompt in one step.
+MAX_CHUNK = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """What a ticket says of the model."""
+
+    name: str
+    config_digest: str
+    manifest_digest: str | None
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriverHost:
+    """What a driver needs of the node."""
+
+    identity: Identity
+    post: Callable[[str, Frame], None]
+    peer_name: Callable[[str], str]
+    hop_ids: Iterator[int]  #: never repeats
+
+
+class SessionDriver:
+    """One session's conversation with its hops. At most one of its coroutines runs at a time."""
+
+    def __init__(self, session: OriginSession, host: DriverHost, lease_s: float) -> None:
+        self.session = session
+        self.broken: DgnError | None = None  #: why the hops can't be used any more
+        self._host = host
+        self._lease_s = lease_s
+        self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
+
+    # --- news from the hops -----------------------------------------------------------------------------------
+
+    def deliver(self, sender: str, frame: Frame) -> None:
+        """A frame for this session; one that does not come from the hop it speaks of is dropped."""
+        message = frame.message
+        key = getattr(message, "key", None)
+        hop = next((h for h in self.session.route if isinstance(key, HopKey) and h.hop == key.hop), None)
+        if hop is None:
+            return
+        if isinstance(message, StepFrame):
+            self._relay(sender, hop, frame)
+        elif isinstance(message, Failure) and self._may_report(sender, hop):
+            self.fail(error_from(message.kind, f"{self._place(hop)}: {message.message}", dict(message.data)))
+        elif sender != hop.peer:
+            return
+        elif isinstance(message, CloseHop):
+            self.fail(StaleState(f"{self._place(hop)} closed the session: {message.reason}"))
+        elif isinstance(message, TokenFrame | Credit):
+            now = (self.session.branch, self.session.route_number)
+            if hop is self.session.head and (message.branch, message.route) == now:
+                self._send.send_nowait(frame)
+        elif isinstance(message, HopOpened | HopLength):
+            self._send.send_nowait(frame)
+
+    def peer_down(self, peer: str, why: str) -> None:
+        """A peer is gone; it matters if it is on the route."""
+        for hop in self.session.route:
+            if hop.peer == peer:
+                self.fail(PeerGone(f"{self._place(hop)}: {why}", peer=peer, span=str(hop.span)))
+                return
+
+    def fail(self, error: DgnError) -> None:
+        """The hops can't be used any more; whoever waits is told."""
+        if self.broken is None:
+            self.broken = error
+            self._send.send_nowait(Frame(Failure(kind=error.kind, message=error.message)))
+
+    def _may_report(self, sender: str, hop: RouteHop) -> bool:
+        """A hop reports itself; its predecessor reports that it can't reach it."""
+        index = self.session.route.index(hop)
+        return sender == hop.peer or (index > 0 and sender == self.session.route[index - 1].peer)
+
+    def _relay(self, sender: str, hop: RouteHop, frame: Frame) -> None:
+        index = self.session.route.index(hop)
+        before = self.session.route[index - 1] if index else None
+        if before is not None and before.relayed and before.peer == sender:
+            self._host.post(hop.peer, frame)
+
+    def _place(self, hop: RouteHop) -> str:
+        return f"{self._host.peer_name(hop.peer)} ({hop.span})"
+
+    # --- the route --------------------------------------------------------------------------------------------
+
+    async def open(self, route: Sequence[Hop], edges: Sequence[Edge], model: ModelIdentity) -> None:
+        """Opens every hop at once; raises the first hop's error, or PeerError after OPEN_TIMEOUT_S."""
+        self.close()
+        me, session = self._host.identity.peer_id, self.session
+        relayed = [edge.relayed for edge in edges] + [False]
+        hops = tuple(
+            RouteHop(next(self._host.hop_ids), hop.peer, hop.span, relay)
+            for hop, relay in zip(route, relayed, strict=True)
+        )
+        self.broken = None
+        self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
+        session.set_route(hops)
+        for index, hop in enumerate(hops):
+            last = index == len(hops) - 1
+            ticket = Ticket(
+                key=session.key(hop.hop),
+                recipient=hop.peer,
+                previous=me if index == 0 or hops[index - 1].relayed else hops[index - 1].peer,
+                next=me if last or hop.relayed else hops[index + 1].peer,
+                next_hop=None if last else hops[index + 1].hop,
+                model=model.name,
+                config_digest=model.config_digest,
+                manifest_digest=model.manifest_digest,
+                span=str(hop.span),
+                route=session.route_number,
+                branch=session.branch,
+                max_positions=model.context,
+                max_chunk=MAX_CHUNK,
+                nonce=secrets.token_bytes(16),
+                lease_s=self._lease_s,
+            )
+            self._host.post(hop.peer, Frame(sign_ticket(ticket, self._host.identity)))
+        waiting = {hop.hop: hop for hop in hops}
+        smallest = 1 << 16
+        with trio.move_on_after(OPEN_TIMEOUT_S):
+            while waiting:
+                message = (await self._next()).message
+                if isinstance(message, HopOpened):
+                    waiting.pop(message.key.hop, None)
+                    smallest = min(smallest, message.credits)
+        if waiting:
+            silent = ", ".join(self._place(hop) for hop in waiting.values())
+            self.close()
+            raise PeerError(f"no answer from {silent} for {OPEN_TIMEOUT_S:.0f} s when opening the session")
+        session.set_credits(smallest)
+
+    def close(self) -> None:
+        """Frees the hops, wherever they are; those that are gone don't mind."""
+        for hop in self.session.route:
+            self._host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
+        self.session.drop_route()
+
+    # --- a turn -----------------------------------------------------------------------------------------------
+
+    def tell_history(self, answer_start: int) -> None:
+        """Gives the head's hop the token ids, for penalties."""
+        self.session.begin_branch()
+        self._host.post(self.session.head.peer, self.session.history(answer_start))
+
+    async def next_token(self, sampling: Sampling) -> int:
+        """Sends what is unsent and returns the token picked for the next position; the session is not changed by it.
+
+        Raises what a hop reported, or PeerError when nothing moves for STEP_TIMEOUT_S.
+        """
+        session = self.session
+        while True:
+            while (frame := session.next_step(sampling, MAX_CHUNK)) is not None:
+                self._host.post(session.route[0].peer, frame)
+            with trio.move_on_after(STEP_TIMEOUT_S) as patience:
+                message = (await self._next()).message
+            if patience.cancelled_caught:
+                where = ", ".join(self._place(hop) for hop in session.route)
+                self.fail(PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}"))
+                continue
+            if isinstance(message, TokenFrame | Credit):
+                session.credits += 1
+            if isinstance(message, TokenFrame) and message.position == len(session.tokens):
+                return message.token_id
+
+    async def end_turn(self, interrupted: bool) -> None:
+        """Ends an answer: hops say how far they are. After an interruption they first drop what waits."""
+        if self.broken is not None or not self.session.route:
+            return
+        ask: type[Cancel] | type[EndTurn] = Cancel if interrupted else EndTurn
+        branch = self.session.branch
+        waiting = {hop.hop for hop in self.session.route}
+        lengths: list[int] = []
+        for hop in self.session.route:
+            self._host.post(hop.peer, Frame(ask(key=self.session.key(hop.hop), branch=branch)))
+        with trio.move_on_after(CANCEL_TIMEOUT_S):
+            try:
+                while waiting:
+                    message = (await self._next()).message
+                    if isinstance(message, HopLength) and message.key.hop in waiting:
+                        waiting.remove(message.key.hop)
+                        lengths.append(message.length)
+            except DgnError:
+                return  # told to the next turn by self.broken
+        if waiting:
+            self.broken = PeerError("a hop did not say where it stopped")
+        elif interrupted or min(lengths) < self.session.sent:
+            self.session.hops_stopped_at(lengths)
+
+    async def _next(self) -> Frame:
+        frame = await self._receive.receive()
+        if self.broken is not None:
+            raise self.broken
+        return frame
+
+
+def hop_ids() -> Iterator[int]:
+    """Hop ids of one origin: they start at a random place, so that a restarted origin does not repeat them."""
+    return itertools.count(secrets.randbits(40))

@@ -1,0 +1,309 @@
+"""The origin's engine: requests for text in, tokens driven through a route, text out as it comes.
+
+One generation reads as: resolve the model, turn the request into token ids, get a route, ask for token after token,
+match stops. Knows nothing of libp2p or of JSON-RPC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import trio
+
+from dgnd.control import api
+from dgnd.conversation import Conversation, ConversationBook
+from dgnd.driver import DriverHost, ModelIdentity, SessionDriver
+from dgnd.errors import (
+    BadRequest,
+    BlocksMissing,
+    Cancelled,
+    ContextExceeded,
+    DgnError,
+    ManifestMismatch,
+    NotFound,
+    NotReady,
+    ShuttingDown,
+    StaleState,
+)
+from dgnd.generation import Answer, requested_sampling
+from dgnd.models import LocalModel
+from dgnd.offers import OfferBook, conflict_text
+from dgnd.routing import Hop, edges, find_route
+from dgnd.session import OriginSession
+from dgnd.wire.messages import Frame, HopKey, Sampling
+
+DeltaSink = Callable[[str, list[int]], Awaitable[None]]
+_POLL_S = 0.05
+
+
+@dataclass(slots=True)
+class Clocks:
+    """When things of one request happened, in trio's time."""
+
+    received: float
+    prefill: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+
+    def token(self) -> None:
+        """A token came."""
+        self.last = trio.current_time()
+        self.first = self.first or self.last
+
+    def timings(self) -> api.Timings:
+        """As reported."""
+        if not self.first:
+            return api.Timings(prefill_s=0.0, decode_s=0.0, ttft_s=0.0)
+        return api.Timings(
+            prefill_s=self.first - self.prefill,
+            decode_s=self.last - self.first,
+            ttft_s=self.first - self.received,
+        )
+
+
+@dataclass(slots=True)
+class EngineSettings:
+    """Limits of the origin's side."""
+
+    idle_s: float = 600.0
+    max_sessions: int = 64
+
+
+@dataclass(slots=True)
+class Engine:
+    """All sessions that this node is the origin of."""
+
+    models: Mapping[str, LocalModel]
+    offers: OfferBook
+    host: DriverHost
+    settings: EngineSettings
+    stopping: bool = False
+    conversations: ConversationBook = field(default_factory=ConversationBook)
+
+    # --- frames ------------------------------------------------------------------------------------------------
+
+    def on_frame(self, sender: str, frame: Frame) -> None:
+        """A frame that speaks of one of this node's own sessions."""
+        key = getattr(frame.message, "key", None)
+        conversation = self.conversations.get(key.session) if isinstance(key, HopKey) else None
+        if conversation is not None:
+            conversation.driver.deliver(sender, frame)
+
+    def on_peer_down(self, peer: str, why: str) -> None:
+        """Sessions that run through the peer can't go on with these hops."""
+        for conversation in self.conversations:
+            conversation.driver.peer_down(peer, why)
+
+    # --- requests ----------------------------------------------------------------------------------------------
+
+    def model(self, name: str | None) -> LocalModel:
+        """The model asked for; without a name the only one, or the first of the configuration."""
+        if name is None:
+            if not self.models:
+                raise NotFound("no model is configured: add [models.NAME] and [[blocks]] to dgn.toml")
+            return next(iter(self.models.values()))
+        model = self.models.get(name)
+        if model is None:
+            raise NotFound(f"no model {name!r} is configured; there is: {', '.join(self.models) or 'none'}")
+        return model
+
+    async def generate(
+        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+    ) -> api.GenerateResult:
+        """One answer. Raises DgnError for everything that the caller should know."""
+        clocks = Clocks(received=trio.current_time())
+        if self.stopping:
+            raise ShuttingDown("the daemon is stopping")
+        model = self.model(params.model)
+        sampling = requested_sampling(params, model.sampling)
+        with self.conversations.use(params.session, self._new_conversation, model) as conversation:
+            try:
+                return await self._answer(conversation, params, sampling, on_delta, cancelled, clocks)
+            finally:
+                if params.session is None:
+                    conversation.driver.close()
+
+    def _new_conversation(self, session: str, model: LocalModel) -> Conversation:
+        if len(self.conversations) >= self.settings.max_sessions:
+            self.conversations.drop_idlest()
+        origin = OriginSession(self.host.identity.peer_id, session, model.name)
+        return Conversation(SessionDriver(origin, self.host, self.settings.idle_s), model)
+
+    async def _answer(
+        self,
+        conversation: Conversation,
+        params: api.GenerateParams,
+        sampling: Sampling,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        clocks: Clocks,
+    ) -> api.GenerateResult:
+        model, driver = conversation.model, conversation.driver
+        prompt = conversation.prompt_ids(params)
+        context = model.config.max_positions
+        if len(prompt) > context:
+            raise ContextExceeded(
+                f"the prompt has {len(prompt)} tokens, the context of {model.name} is {context}",
+                prompt_tokens=len(prompt),
+                context=context,
+            )
+        room = context - len(prompt)
+        limit = room if params.max_tokens is None else min(params.max_tokens, room)
+        answer = Answer(model.text, params.stop, params.stop_ids, limit)
+        failed: DgnError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, cancelled, nursery.cancel_scope)
+            try:
+                if limit > 0:
+                    await self._get_route(conversation, params.wait)
+                    clocks.prefill = trio.current_time()
+                    await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)
+            except DgnError as error:
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            driver.close()
+            raise failed
+        interrupted = not answer.done
+        if interrupted and not answer.token_ids and not clocks.prefill:
+            raise Cancelled("cancelled before the answer began")
+        if params.session is not None:
+            with trio.CancelScope(shield=True):
+                await driver.end_turn(interrupted)
+        conversation.tokens = [*prompt, *answer.token_ids]
+        route = self.route_of(driver.session)
+        rest = answer.finish("cancelled" if interrupted else "length")
+        if rest:
+            await on_delta(rest, [])
+        return answer.result(prompt, route, clocks.timings())
+
+    async def _generate(
+        self,
+        conversation: Conversation,
+        prompt: list[int],
+        sampling: Sampling,
+        answer: Answer,
+        on_delta: DeltaSink,
+        clocks: Clocks,
+    ) -> None:
+        driver, session = conversation.driver, conversation.driver.session
+        session.set_tokens(prompt)
+        if sampling.needs_history:
+            driver.tell_history(len(prompt))
+        replayed = False
+        while not answer.done:
+            try:
+                token = await driver.next_token(sampling)
+            except StaleState:
+                if replayed:
+                    raise
+                replayed = True  # a hop forgot the session: everything is computed again from the token ids
+                await self._open(driver, conversation.model, self.find_route(conversation.model))
+                if sampling.needs_history:
+                    driver.tell_history(len(prompt))
+                continue
+            clocks.token()
+            session.append(token)
+            await on_delta(answer.push(token), [token])
+
+    # --- routes ------------------------------------------------------------------------------------------------
+
+    async def _get_route(self, conversation: Conversation, wait_s: float) -> None:
+        """Keeps the session's hops if they can still be used, else opens new ones."""
+        driver, model = conversation.driver, conversation.model
+        if driver.session.route and driver.broken is None:
+            return
+        deadline = trio.current_time() + wait_s
+        while True:
+            try:
+                route = self.find_route(model)
+                await self._open(driver, model, route)
+                return
+            except (NotReady, StaleState):
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_POLL_S)
+
+    async def _open(self, driver: SessionDriver, model: LocalModel, route: tuple[Hop, ...]) -> None:
+        manifest = model.manifest
+        assert manifest is not None  # find_route made sure
+        identity = ModelIdentity(
+            name=model.name,
+            config_digest=manifest.config_digest,
+            manifest_digest=self.offers.manifests.whole_digest(model.name),
+            context=model.config.max_positions,
+        )
+        await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
+
+    def find_route(self, model: LocalModel) -> tuple[Hop, ...]:
+        """The route now; raises NotReady, BlocksMissing or ManifestMismatch."""
+        if model.problem:
+            raise NotReady(model.problem)
+        if model.manifest is None:
+            raise NotReady(f"model {model.name} is being verified: making digests of its files")
+        try:
+            route = find_route(
+                model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me
+            )
+        except BlocksMissing as error:
+            conflict = self.offers.manifests.conflict(model.name, [self.offers.me, *self.offers.heard])
+            if conflict is not None:
+                raise ManifestMismatch(conflict_text(model.name, conflict, self.host.peer_name)) from error
+            worker = model.worker
+            if worker is not None and not worker.ready:
+                detail = f" ({worker.detail})" if worker.detail else ""
+                raise NotReady(f"model {model.name} is {worker.state} here{detail}") from error
+            raise
+        conflict = self.offers.manifests.conflict(model.name, [hop.peer for hop in route])
+        if conflict is not None:
+            raise ManifestMismatch(conflict_text(model.name, conflict, self.host.peer_name))
+        return route
+
+    def route_of(self, session: OriginSession) -> list[api.RouteHop]:
+        """A session's route as reported."""
+        return [
+            api.RouteHop(peer=hop.peer, name=self.host.peer_name(hop.peer), span=str(hop.span))
+            for hop in session.route
+        ]
+
+    # --- sessions ----------------------------------------------------------------------------------------------
+
+    def export(self, session: str) -> api.SessionTokens:
+        """The token ids of a session."""
+        conversation = self.conversations.get(session)
+        if conversation is None:
+            raise NotFound(f"there is no session {session!r}")
+        return api.SessionTokens(
+            session=session, model=conversation.model.name, token_ids=list(conversation.tokens)
+        )
+
+    def import_(self, params: api.SessionImportParams) -> None:
+        """Gives a session its token ids; they are computed when next needed."""
+        model = self.model(params.model)
+        bad = next((i for i in params.token_ids if not 0 <= i < model.config.vocab_size), None)
+        if bad is not None:
+            raise BadRequest(
+                f"token id {bad} is not in the vocabulary of {model.name}, 0-{model.config.vocab_size - 1}"
+            )
+        if len(params.token_ids) > model.config.max_positions:
+            raise ContextExceeded(
+                f"{len(params.token_ids)} tokens, the context of {model.name} is {model.config.max_positions}"
+            )
+        with self.conversations.use(params.session, self._new_conversation, model) as conversation:
+            conversation.tokens = list(params.token_ids)
+
+    def clear(self, session: str | None) -> int:
+        """Forgets one session, or all idle ones; raises NotFound, or BadRequest for one that is answering."""
+        return self.conversations.clear(session)
+
+    def sweep(self) -> None:
+        """Forgets the KV of sessions idle for long; their token ids stay, so they come back by replay."""
+        self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+

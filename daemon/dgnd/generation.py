@@ -1,0 +1,122 @@
+"""One answer as it grows: tokens in, text out, and why it ended. Also the sampling that a request asks for.
+
+Knows nothing of sessions, hops or time.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from dgnd.control import api
+from dgnd.errors import BadRequest, ModelError
+from dgnd.sampling import check_sampling
+from dgnd.text.assets import TextAssets
+from dgnd.text.stops import StopMatcher
+from dgnd.wire.messages import Sampling
+
+
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def requested_sampling(params: api.GenerateParams, defaults: Sampling) -> Sampling:
+    """The request's settings over the model's own (greedy where it has none), with a seed fixed now.
+
+    Raises BadRequest naming the setting and its range.
+    """
+
+    def chosen(name: str) -> float | int:
+        value: float | int | None = getattr(params, name)
+        default: float | int = getattr(defaults, name)
+        return default if value is None else value
+
+    sampling = Sampling(
+        temperature=float(chosen("temperature")),
+        top_k=int(chosen("top_k")),
+        top_p=float(chosen("top_p")),
+        min_p=float(chosen("min_p")),
+        repetition_penalty=float(chosen("repetition_penalty")),
+        presence_penalty=float(chosen("presence_penalty")),
+        frequency_penalty=float(chosen("frequency_penalty")),
+        seed=secrets.randbits(63) if params.seed is None else params.seed,
+    )
+    check_sampling(sampling)
+    return sampling
+
+
+def model_sampling(model_dir: Path) -> Sampling:
+    """The sampling that `generation_config.json` asks for; greedy where it says `do_sample: false` or nothing.
+
+    Values that can't be used raise ModelError.
+    """
+    path = model_dir / "generation_config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return Sampling()
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if not isinstance(values, dict) or values.get("do_sample") is not True:
+        return Sampling()
+    try:
+        known = {"temperature": 1.0} | {k: values[k] for k in _SAMPLING_KEYS if values.get(k) is not None}
+        sampling = msgspec.convert(known, Sampling)
+        check_sampling(sampling)
+    except (msgspec.ValidationError, BadRequest) as error:
+        raise ModelError(f"{path}: {error}") from None
+    return sampling
+
+
+class Answer:
+    """The tokens of one answer and the text shown for them."""
+
+    def __init__(
+        self, text: TextAssets, stop: Sequence[str], stop_ids: Sequence[Sequence[int]], limit: int
+    ) -> None:
+        self.token_ids: list[int] = []
+        self.finish_reason: api.FinishReason | None = None
+        self._detokenizer = text.detokenizer()
+        self._stops = StopMatcher(stop, stop_ids, text.eos_token_ids)
+        self._limit = limit
+        self._shown: list[str] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether no more tokens are wanted."""
+        return self.finish_reason is not None or len(self.token_ids) >= self._limit
+
+    def push(self, token: int) -> str:
+        """Takes the next token; returns the text that may be shown now."""
+        self.token_ids.append(token)
+        text, stopped, _ = self._stops.push(token, self._detokenizer.push(token))
+        if stopped:
+            self.finish_reason = "stop"
+        self._shown.append(text)
+        return text
+
+    def finish(self, otherwise: api.FinishReason) -> str:
+        """Ends the answer, for `otherwise` if nothing ended it yet; returns the text held back until now."""
+        rest = self._stops.flush(self._detokenizer.finish())
+        self._shown.append(rest)
+        self.finish_reason = self.finish_reason or otherwise
+        return rest
+
+    def result(
+        self, prompt: Sequence[int], route: list[api.RouteHop], timings: api.Timings
+    ) -> api.GenerateResult:
+        """The whole, as reported."""
+        assert self.finish_reason is not None
+        return api.GenerateResult(
+            text="".join(self._shown),
+            token_ids=list(self.token_ids),
+            prompt_token_ids=list(prompt),
+            finish_reason=self.finish_reason,
+            exact=True,
+            usage=api.Usage(prompt_tokens=len(prompt), completion_tokens=len(self.token_ids)),
+            timings=timings,
+            route=route,
+        )

@@ -1,0 +1,303 @@
+"""The hop server: sessions of origins that run through blocks of this node.
+
+It opens a hop for a valid ticket, lets frames through that the fence admits, hands steps to the worker and the
+results to the next hop. Everything arrives through callbacks that never block. Knows nothing of text or sampling.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from dgn_backends.span import Span, SpanSyntaxError, parse_spans
+from dgn_backends.tensor import Tensor
+from dgnd.errors import DgnError, LimitError, NotReady, PeerGone, ProtocolError, StaleState, TicketRefused, WorkerDied
+from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    EndTurn,
+    Failure,
+    Frame,
+    History,
+    HopKey,
+    HopLength,
+    HopOpened,
+    OpenHop,
+    OpenSequence,
+    StepFrame,
+    Ticket,
+    TokenFrame,
+)
+from dgnd.wire.ticket import TicketBook
+
+log = logging.getLogger("dgnd.hops")
+
+
+@dataclass(slots=True)
+class HopHost:
+    """What the hop server needs of the node around it. None of these may block."""
+
+    me: str
+    now: Callable[[], float]
+    post: Callable[[str, Frame], None]
+    is_up: Callable[[str], bool]  #: a peer that frames can reach now; this node itself always
+    is_allowed: Callable[[str], bool]  #: a peer of the configuration, or this node itself
+    #: (model, origin, config digest, manifest digest) -> why that origin's model is not ours, or None
+    refuses_model: Callable[[str, str, str, str | None], str | None]
+    loaded_spans: Callable[[str], Iterable[Span]]  #: of a model, those that compute now
+    to_worker: Callable[[str, Frame], bool]  #: False when the model's worker is not there
+    n_blocks: Callable[[str], int]
+
+
+@dataclass(slots=True)
+class Hop:
+    """One session's hop here."""
+
+    ticket: Ticket
+    span: Span
+    fence: HopFence
+    deadline: float
+    opened: bool = False
+    cancelling: int | None = None  #: the branch that a cancel is under way for
+    history_branch: int = -1  #: the branch whose token ids the worker has been told
+    parked: list[tuple[StepFrame, Tensor | None]] = field(default_factory=list)
+
+
+class HopServer:
+    """All hops of this node, by key."""
+
+    def __init__(self, host: HopHost, tickets: TicketBook, max_hops: int) -> None:
+        self._host = host
+        self._tickets = tickets
+        self._max_hops = max_hops
+        self.hops: dict[HopKey, Hop] = {}
+
+    # --- from peers and from this node's own engine ------------------------------------------------------------
+
+    def on_frame(self, sender: str, frame: Frame) -> None:
+        """One frame from an authenticated sender (this node's id for its own)."""
+        message = frame.message
+        try:
+            match message:
+                case OpenHop():
+                    self._open(sender, message)
+                case StepFrame():
+                    self._step(sender, message, frame.payload)
+                case History() | Cancel() | EndTurn() | CloseHop():
+                    self._control(sender, message, frame.payload)
+                case Failure(key=HopKey()):
+                    self._pass_failure(sender, message)
+                case _:
+                    pass  # not a hop's business
+        except DgnError as error:
+            key = getattr(message, "key", None)
+            if key is None and isinstance(message, OpenHop):
+                key = _claimed_key(message)
+            tag = "open" if isinstance(message, OpenHop) else "step"
+            log.warning("refused %s of %s: %s", tag, sender, error.message)
+            self._host.post(sender, Frame(_failure(error, key, getattr(message, "branch", 0), tag)))
+
+    def _open(self, sender: str, message: OpenHop) -> None:
+        host = self._host
+        ticket = self._tickets.admit(message, sender, host.is_allowed, host.now())
+        why = host.refuses_model(
+            ticket.model, ticket.key.origin, ticket.config_digest, ticket.manifest_digest
+        )
+        if why is not None:
+            raise TicketRefused(why)
+        span = self._span_of(ticket)
+        if len(self.hops) >= self._max_hops:
+            raise LimitError(f"{len(self.hops)} sessions are open here, of {self._max_hops} at most")
+        fence = HopFence(branch=ticket.branch, route=ticket.route, credits=1 << 30)
+        self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
+        opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
+        if not host.to_worker(ticket.model, Frame(opening)):
+            del self.hops[ticket.key]
+            raise NotReady(f"the worker of {ticket.model} is not running")
+
+    def _span_of(self, ticket: Ticket) -> Span:
+        loaded = list(self._host.loaded_spans(ticket.model))
+        try:
+            spans = parse_spans(ticket.span, self._host.n_blocks(ticket.model))
+        except SpanSyntaxError as error:
+            raise TicketRefused(str(error)) from error
+        if len(spans) == 1 and any(span.contains(spans[0]) for span in loaded):
+            return spans[0]
+        have = ", ".join(str(span) for span in loaded) or "nothing"
+        raise NotReady(f"{ticket.span} of {ticket.model} is not loaded here; loaded: {have}")
+
+    def _step(self, sender: str, message: StepFrame, payload: Tensor | None) -> None:
+        hop = self.hops.get(message.key)
+        if hop is None:
+            raise StaleState(f"there is no hop {message.key.hop} of that session here")
+        if sender != hop.ticket.previous:
+            raise ProtocolError(f"data of this hop comes from {hop.ticket.previous}, not from {sender}")
+        if message.count > hop.ticket.max_chunk or message.stop > hop.ticket.max_positions:
+            raise LimitError(
+                f"positions {message.start}-{message.stop - 1} exceed the ticket: {hop.ticket.max_chunk} a step, "
+                f"{hop.ticket.max_positions} in all"
+            )
+        hop.deadline = self._host.now() + hop.ticket.lease_s
+        match hop.fence.admit(message):
+            case Compute(step=step, skip=skip):
+                rows = payload.rows(skip, payload.shape[0]) if payload is not None and skip else payload
+                self._compute(hop, step, rows)
+            case Reject(error=error):
+                raise error
+            case AlreadyHave() | Drop():
+                pass
+
+    def _compute(self, hop: Hop, step: StepFrame, payload: Tensor | None) -> None:
+        if step.sample is not None and step.sample.needs_history and hop.span.head:
+            if hop.history_branch != step.branch:  # the origin's History comes by another way
+                hop.parked.append((step, payload))
+                return
+        if not self._host.to_worker(hop.ticket.model, Frame(step, payload)):
+            raise WorkerDied(f"the worker of {hop.ticket.model} is not running")
+
+    def _control(
+        self, sender: str, message: History | Cancel | EndTurn | CloseHop, payload: Tensor | None
+    ) -> None:
+        if sender != message.key.origin:
+            raise TicketRefused("only its origin may steer a session")
+        hop = self.hops.get(message.key)
+        if hop is None:
+            if isinstance(message, Cancel | EndTurn):
+                self._host.post(sender, Frame(HopLength(key=message.key, branch=message.branch, length=0)))
+            return
+        hop.deadline = self._host.now() + hop.ticket.lease_s
+        match message:
+            case History():
+                self._history(hop, message, payload)
+            case EndTurn():
+                length = HopLength(key=message.key, branch=message.branch, length=hop.fence.length)
+                self._host.post(sender, Frame(length))
+            case Cancel():
+                hop.cancelling = message.branch
+                hop.fence.cancel(message.branch)
+                hop.parked.clear()
+                self._host.to_worker(hop.ticket.model, Frame(message))
+            case CloseHop():
+                self._forget(hop)
+
+    def _history(self, hop: Hop, message: History, payload: Tensor | None) -> None:
+        if message.branch < hop.history_branch:
+            return
+        self._host.to_worker(hop.ticket.model, Frame(message, payload))
+        hop.history_branch = message.branch
+        parked, hop.parked = hop.parked, []
+        for step, rows in parked:
+            self._compute(hop, step, rows)
+
+    def _pass_failure(self, sender: str, message: Failure) -> None:
+        """The next hop refused a frame of ours: its origin has to know."""
+        for hop in self.hops.values():
+            ticket, key = hop.ticket, message.key
+            if key is not None and ticket.next == sender and ticket.next_hop == key.hop:
+                if (ticket.key.origin, ticket.key.session) == (key.origin, key.session):
+                    self._host.post(key.origin, Frame(message))
+                    return
+
+    # --- from workers -----------------------------------------------------------------------------------------
+
+    def on_worker_frame(self, model: str, frame: Frame) -> None:
+        """An answer of this node's worker of `model`."""
+        message = frame.message
+        key = getattr(message, "key", None)
+        hop = self.hops.get(key) if isinstance(key, HopKey) else None
+        if hop is None:
+            return
+        origin = hop.ticket.key.origin
+        match message:
+            case HopOpened(credits=credits):
+                hop.opened = True
+                hop.fence.grant(credits)
+                self._host.post(origin, frame)
+            case StepFrame():
+                hop.fence.passed_on(message.stop)
+                self._forward(hop, message, frame.payload)
+            case TokenFrame(position=position):
+                hop.fence.passed_on(position)
+                self._host.post(origin, frame)
+            case HopLength(length=length, branch=branch):
+                if hop.cancelling == branch:
+                    hop.cancelling = None
+                    hop.fence.cancelled(length)
+                self._host.post(origin, frame)
+            case Failure():
+                if not hop.opened:
+                    del self.hops[hop.ticket.key]
+                self._host.post(origin, frame)
+            case _:  # Credit
+                hop.fence.passed_on(getattr(message, "stop", 0))
+                self._host.post(origin, frame)
+
+    def _forward(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
+        ticket = hop.ticket
+        if ticket.next_hop is None:
+            error: DgnError = ProtocolError("the last hop of the ticket has no head")
+            self._host.post(ticket.key.origin, Frame(_failure(error, ticket.key, message.branch, "step")))
+        elif not self._host.is_up(ticket.next):
+            error = PeerGone(f"no connection to {ticket.next}, which has the next blocks")
+            self._host.post(ticket.key.origin, Frame(_failure(error, ticket.key, message.branch, "step")))
+        else:
+            key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
+            onward = msgspec.structs.replace(message, key=key)
+            self._host.post(ticket.next, Frame(onward, payload))
+
+    # --- ends --------------------------------------------------------------------------------------------------
+
+    def on_worker_down(self, model: str, why: str) -> None:
+        """The worker of `model` ended, and with it the KV of its hops."""
+        for key, hop in list(self.hops.items()):
+            if hop.ticket.model == model:
+                del self.hops[key]
+                error = WorkerDied(f"the worker with {hop.span} of {model} {why}")
+                self._host.post(key.origin, Frame(_failure(error, key, hop.ticket.branch, "worker")))
+
+    def on_peer_down(self, peer: str) -> None:
+        """Sessions of that origin end; origins whose sessions ran through it are told."""
+        for key, hop in list(self.hops.items()):
+            if key.origin == peer:
+                self._forget(hop)
+            elif peer in (hop.ticket.previous, hop.ticket.next):
+                error = PeerGone(f"lost the connection to {peer}, the neighbour of {hop.span}")
+                self._host.post(key.origin, Frame(_failure(error, key, hop.ticket.branch, "step")))
+
+    def sweep(self) -> None:
+        """Closes hops whose lease ended; to be called now and then."""
+        now = self._host.now()
+        for key, hop in list(self.hops.items()):
+            if hop.deadline < now:
+                self._forget(hop)
+                self._host.post(key.origin, Frame(CloseHop(key=key, reason="its lease ended")))
+
+    def close_all(self, reason: str) -> None:
+        """The node stops serving."""
+        for key, hop in list(self.hops.items()):
+            self._forget(hop)
+            if key.origin != self._host.me:
+                self._host.post(key.origin, Frame(CloseHop(key=key, reason=reason)))
+
+    def _forget(self, hop: Hop) -> None:
+        key = hop.ticket.key
+        self.hops.pop(key, None)
+        self._host.to_worker(hop.ticket.model, Frame(CloseHop(key=key)))
+
+
+def _claimed_key(message: OpenHop) -> HopKey | None:
+    """The hop that a refused ticket speaks of, so that the sender can tell which; nothing is granted by it."""
+    try:
+        return msgspec.msgpack.decode(message.ticket, type=Ticket).key
+    except msgspec.MsgspecError:
+        return None
+
+
+def _failure(error: DgnError, key: HopKey | None, branch: int, tag: str) -> Failure:
+    return Failure(
+        kind=error.kind, message=error.message, data=dict(error.data), key=key, branch=branch, tag=tag
+    )

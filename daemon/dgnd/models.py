@@ -1,0 +1,129 @@
+"""The models of this node's configuration, and how far each has come: read, verified, loaded.
+
+Knows nothing of sessions or peers' offers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from dgn_backends.bundled import bundled_model
+from dgn_backends.hf_config import read_config
+from dgn_backends.manifest import Manifest, manifest_from_json
+from dgn_backends.model import ModelConfig
+from dgn_backends.span import Span, parse_spans
+from dgnd.config.schema import ModelSection
+from dgnd.errors import ConfigError, ModelError
+from dgnd.generation import model_sampling
+from dgnd.text.assets import TextAssets
+from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer
+from dgnd.workers import WorkerHandle
+
+log = logging.getLogger("dgnd.models")
+
+
+def model_path(name: str, section: ModelSection) -> Path:
+    """Where a model is: its `path`, or the model bundled under its name. Raises ConfigError."""
+    if section.path is not None:
+        return section.path
+    bundled = bundled_model(name)
+    if bundled is None:
+        raise ConfigError(f"[models.{name}] has no path, and no model of that name comes with dgn")
+    return bundled
+
+
+@dataclass(slots=True)
+class LocalModel:
+    """One model of the configuration on this node."""
+
+    name: str
+    section: ModelSection
+    path: Path
+    config: ModelConfig
+    spans: tuple[Span, ...]  #: what this node is to load
+    manifest: Manifest | None = None  #: None until the digests are made
+    problem: str = ""  #: why there is no manifest
+    worker: WorkerHandle | None = None
+    _text: TextAssets | None = None
+    _sampling: Sampling | None = None
+
+    @property
+    def text(self) -> TextAssets:
+        """Tokenizer and templates, read when first needed; raises ModelError."""
+        if self._text is None:
+            self._text = TextAssets.load(self.path, self.section.chat_template, self.config.eos_token_ids)
+        return self._text
+
+    @property
+    def sampling(self) -> Sampling:
+        """The sampling that the model's own files ask for; raises ModelError."""
+        if self._sampling is None:
+            self._sampling = model_sampling(self.path)
+        return self._sampling
+
+    def load_request(self, backend: str) -> LoadSpans:
+        """The first message to its worker."""
+        section = self.section
+        return LoadSpans(
+            model=self.name,
+            path=str(self.path),
+            spans=tuple(str(span) for span in self.spans),
+            backend=backend,
+            device=section.device,
+            dtype=section.dtype,
+            threads=section.threads,
+        )
+
+    def loaded(self) -> tuple[LoadedSpan, ...]:
+        """Spans that compute now and whose weights are known by digest."""
+        if self.worker is None or not self.worker.ready or self.manifest is None:
+            return ()
+        return self.worker.spans
+
+    def loaded_spans(self) -> tuple[Span, ...]:
+        """`loaded` as spans."""
+        return tuple(s for item in self.loaded() for s in parse_spans(item.span, self.config.n_blocks))
+
+    def span_offers(self) -> tuple[SpanOffer, ...]:
+        """`loaded` as said to peers."""
+        return tuple(
+            SpanOffer(
+                span=item.span, numerics=item.numerics, dtype=item.dtype, row_invariant=item.row_invariant
+            )
+            for item in self.loaded()
+        )
+
+
+def read_model(name: str, section: ModelSection, spans: tuple[Span, ...]) -> LocalModel:
+    """Reads a model's configuration; raises ModelError or ConfigError."""
+    path = model_path(name, section)
+    return LocalModel(name=name, section=section, path=path, config=read_config(path), spans=spans)
+
+
+async def make_manifest(model: LocalModel, cache: Path, done: Callable[[], None]) -> None:
+    """Has the digests of the model's files made in a low-priority child, once for each state of the files.
+
+    `done` is called when `manifest` or `problem` is set.
+    """
+    command = [sys.executable, "-m", "dgn_backends.manifest", str(model.path), "--cache", str(cache)]
+    result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+    if result.returncode == 0:
+        try:
+            model.manifest = manifest_from_json(json.loads(result.stdout))
+        except (ValueError, ModelError) as error:
+            model.problem = f"digests of {model.path}: {error}"
+    else:
+        lines = result.stderr.decode(errors="replace").strip().splitlines()
+        model.problem = lines[-1] if lines else f"digests of {model.path}: exit code {result.returncode}"
+    if model.problem:
+        log.error("model %s is not served: %s", model.name, model.problem)
+    done()
+
+

@@ -1,0 +1,260 @@
+"""The composition of a node: every object built once, the frames sent to whom they concern, the life of each part.
+
+Knows how parts are wired, not what they do.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from dgn_backends.registry import choose_backend
+from dgn_backends.span import Span
+from dgnd.blocksmap import BlocksMap
+from dgnd.config.load import LoadedConfig
+from dgnd.driver import DriverHost, hop_ids
+from dgnd.engine import Engine, EngineSettings
+from dgnd.errors import ShuttingDown
+from dgnd.hops import HopHost, HopServer
+from dgnd.identity import Identity
+from dgnd.models import LocalModel, make_manifest, read_model
+from dgnd.offers import OfferBook, conflict_text
+from dgnd.p2p.network import PeerNetwork
+from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
+from dgnd.postoffice import PostOffice
+from dgnd.service import NodeService
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    Credit,
+    EndTurn,
+    Failure,
+    Frame,
+    Hello,
+    History,
+    HopLength,
+    HopOpened,
+    Manifest,
+    Offers,
+    OpenHop,
+    StepFrame,
+    TokenFrame,
+)
+from dgnd.wire.ticket import TicketBook
+from dgnd.workers import WorkerHandle, WorkerHandlers
+
+log = logging.getLogger("dgnd")
+
+SWEEP_S = 5.0
+#: For the last words to clients and peers when the node stops.
+FAREWELL_S = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class NodeIdentity:
+    """Who this node is."""
+
+    identity: Identity
+    name: str
+    version: str
+
+
+class Node:
+    """One running node. Built in the constructor, alive in `run`."""
+
+    def __init__(self, loaded: LoadedConfig, who: NodeIdentity) -> None:
+        config = loaded.config
+        self._config = config
+        self._who = who
+        self.me = who.identity.peer_id
+        self.models = _read_models(loaded)
+        self.blocks = BlocksMap.build(
+            config, {name: model.config.n_blocks for name, model in self.models.items()}, loaded.error_at
+        )
+        for name, model in self.models.items():
+            model.spans = self.blocks.own_spans(name)
+            if model.spans:
+                request = model.load_request(choose_backend(model.section.backend))
+                model.worker = WorkerHandle(request, self._worker_handlers())
+        self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
+        self.network = PeerNetwork(
+            who.identity,
+            NetworkSettings(listen=config.node.listen, name=who.name, software=f"dgn/{who.version}"),
+            NetworkHandlers(
+                hello=self.offers.hello, on_frame=self._on_frame, on_up=self._on_up, on_down=self._on_down
+            ),
+        )
+        for name, peer in config.peers.items():
+            self.network.allow(peer.id, name, peer.addrs)
+        self.office = PostOffice(self.me, self._send, self._on_frame)
+        self.hops = HopServer(self._hop_host(), TicketBook(self.me), config.sessions.max_sessions)
+        self.stop_requested = trio.Event()
+        host = DriverHost(
+            identity=who.identity, post=self.office.post, peer_name=self._peer_name, hop_ids=hop_ids()
+        )
+        self.engine = Engine(
+            models=self.models,
+            offers=self.offers,
+            host=host,
+            settings=EngineSettings(config.sessions.idle_s, config.sessions.max_sessions),
+        )
+        self.service = NodeService(
+            version=who.version,
+            name=who.name,
+            me=self.me,
+            models=self.models,
+            peers=config.peers,
+            blocks=self.blocks,
+            offers=self.offers,
+            engine=self.engine,
+            hops=self.hops,
+            network=self.network,
+            stop=self.stop_requested.set,
+        )
+
+    # --- wiring ------------------------------------------------------------------------------------------------
+
+    def _worker_handlers(self) -> WorkerHandlers:
+        return WorkerHandlers(
+            on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
+            on_ready=lambda _: self.network.announce(),
+            on_down=self._on_worker_down,
+        )
+
+    def _hop_host(self) -> HopHost:
+        return HopHost(
+            me=self.me,
+            now=trio.current_time,
+            post=self.office.post,
+            is_up=lambda peer: peer == self.me or self.network.is_up(peer),
+            is_allowed=lambda peer: peer == self.me or self.network.is_allowed(peer),
+            refuses_model=self._refuses_model,
+            loaded_spans=self._loaded_spans,
+            to_worker=self._to_worker,
+            n_blocks=lambda name: self.models[name].config.n_blocks,
+        )
+
+    def _loaded_spans(self, name: str) -> Iterable[Span]:
+        model = self.models.get(name)
+        return () if model is None else model.loaded_spans()
+
+    def _to_worker(self, name: str, frame: Frame) -> bool:
+        worker = self.models[name].worker
+        return worker is not None and worker.post(frame)
+
+    def _refuses_model(
+        self, name: str, origin: str, config_digest: str, manifest_digest: str | None
+    ) -> str | None:
+        model = self.models.get(name)
+        if model is None or model.manifest is None:
+            return f"model {name} is not served here" if model is None else f"{name} is being verified here"
+        manifests = self.offers.manifests
+        conflict = manifests.conflict(name, (self.me, origin))
+        if conflict is not None:
+            return conflict_text(name, conflict, self._peer_name)
+        whole = manifests.whole_digest(name)
+        if config_digest != model.manifest.config_digest:
+            return f"model {name} has another config.json at {self._peer_name(origin)} than here"
+        if manifest_digest is not None and whole is not None and manifest_digest != whole:
+            return f"model {name} has other weights at {self._peer_name(origin)} than here"
+        return None
+
+    def _peer_name(self, peer: str) -> str:
+        return self.service.peer_name(peer)
+
+    # --- frames ------------------------------------------------------------------------------------------------
+
+    async def _send(self, peer: str, frame: Frame, bulk: bool) -> None:
+        await self.network.send(peer, frame, bulk=bulk)
+
+    def _on_frame(self, sender: str, frame: Frame) -> None:
+        """A frame from a peer, or from this node to itself, to whom it concerns."""
+        message = frame.message
+        match message:
+            case Offers():
+                self.offers.peer_says(sender, message)
+            case Manifest():
+                self._on_manifest(sender, message)
+            case OpenHop() | History() | Cancel() | EndTurn():
+                self.hops.on_frame(sender, frame)
+            case HopOpened() | TokenFrame() | Credit() | HopLength():
+                self.engine.on_frame(sender, frame)
+            case StepFrame(key=key) | CloseHop(key=key):
+                here = key in self.hops.hops or key.origin != self.me
+                (self.hops if here else self.engine).on_frame(sender, frame)
+            case Failure(key=None):
+                log.warning("%s says: %s", self._peer_name(sender), message.message)
+            case Failure(key=key):
+                mine = key is not None and key.origin == self.me
+                (self.engine if mine else self.hops).on_frame(sender, frame)
+            case _:
+                log.warning("%s sent %s, which no peer may", self._peer_name(sender), type(message).__name__)
+
+    def _on_manifest(self, peer: str, message: Manifest) -> None:
+        self.offers.peer_manifest(peer, message)
+        conflict = self.offers.manifests.conflict(message.model, (self.me, peer))
+        if conflict is not None:
+            log.error("%s", conflict_text(message.model, conflict, self._peer_name))
+
+    def _on_up(self, peer: str, hello: Hello) -> None:
+        self.offers.peer_up(peer, hello)
+        for frame in self.offers.manifest_frames():
+            self.office.post(peer, frame)
+        self.network.announce()
+
+    def _on_down(self, peer: str, why: str) -> None:
+        self.offers.peer_down(peer)
+        self.hops.on_peer_down(peer)
+        self.engine.on_peer_down(peer, why)
+        self.network.announce()
+
+    def _on_worker_down(self, model: str, why: str) -> None:
+        self.hops.on_worker_down(model, why)
+        self.network.announce()
+
+    def _manifest_done(self) -> None:
+        for model in self.models.values():
+            if model.manifest is not None:
+                self.offers.manifests.put(self.me, model.name, model.manifest)
+        for peer in list(self.offers.heard):
+            for frame in self.offers.manifest_frames():
+                self.office.post(peer, frame)
+        self.network.announce()
+
+    # --- life --------------------------------------------------------------------------------------------------
+
+    async def run(self, state_dir: Path) -> None:
+        """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it returns."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self.office.run)
+            await nursery.start(self.network.run)
+            for model in self.models.values():
+                nursery.start_soon(make_manifest, model, state_dir / "manifests", self._manifest_done)
+                if model.worker is not None:
+                    nursery.start_soon(model.worker.run)
+            nursery.start_soon(self._sweep)
+            self.service.started = True
+            await self.stop_requested.wait()
+            await self._farewell()
+            nursery.cancel_scope.cancel()
+
+    async def _sweep(self) -> None:
+        while True:
+            await trio.sleep(SWEEP_S)
+            self.hops.sweep()
+            self.engine.sweep()
+
+    async def _farewell(self) -> None:
+        self.engine.stopping = True
+        for conversation in self.engine.conversations:
+            conversation.driver.fail(ShuttingDown("the daemon is stopping"))
+        self.hops.close_all("the node is stopping")
+        await trio.sleep(FAREWELL_S)
+
+
+def _read_models(loaded: LoadedConfig) -> dict[str, LocalModel]:
+    return {name: read_model(name, section, ()) for name, section in loaded.config.models.items()}

@@ -1,0 +1,154 @@
+"""Who offers which spans of which model now: this node's loaded spans and what connected peers said.
+
+Also what this node says of itself in Hello. Knows nothing of sessions or of how to choose a route.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from dgn_backends.manifest import Manifest as TensorManifest
+from dgn_backends.span import SpanSyntaxError, format_units, parse_spans
+from dgnd.models import LocalModel
+from dgnd.routing import Offer, missing_units
+from dgnd.trust import ManifestBook
+from dgnd.wire.codec import PROTOCOL_VERSIONS
+from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers
+
+log = logging.getLogger("dgnd.offers")
+
+
+class OfferBook:
+    """The live side of the BlocksMap."""
+
+    def __init__(self, me: str, name: str, software: str, models: Mapping[str, LocalModel]) -> None:
+        self.me = me
+        self.manifests = ManifestBook(me)
+        self.heard: dict[str, Hello] = {}
+        self._name = name
+        self._software = software
+        self._models = models
+
+    # --- what I say --------------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """What this node is and offers, now."""
+        return Hello(
+            versions=PROTOCOL_VERSIONS,
+            software=self._software,
+            name=self._name,
+            offers=tuple(self._my_offer(model) for model in self._models.values()),
+            peers=tuple(self.heard),
+        )
+
+    def _my_offer(self, model: LocalModel) -> ModelOffer:
+        manifest = model.manifest
+        return ModelOffer(
+            model=model.name,
+            n_blocks=model.config.n_blocks,
+            config_digest="" if manifest is None else manifest.config_digest,
+            tokenizer_digest=None if manifest is None else manifest.tokenizer_digest,
+            manifest_digest=None if manifest is None or not manifest.complete else manifest.digest,
+            spans=model.span_offers(),
+        )
+
+    def manifest_frames(self) -> list[Frame]:
+        """My manifests, as a new peer is told them."""
+        return [
+            Frame(
+                Manifest(
+                    model=model.name,
+                    config_digest=model.manifest.config_digest,
+                    tokenizer_digest=model.manifest.tokenizer_digest,
+                    tensors=dict(model.manifest.tensors),
+                    complete=model.manifest.complete,
+                )
+            )
+            for model in self._models.values()
+            if model.manifest is not None
+        ]
+
+    # --- what I hear -------------------------------------------------------------------------------------------
+
+    def peer_up(self, peer: str, hello: Hello) -> None:
+        """A peer said Hello."""
+        self.heard[peer] = hello
+
+    def peer_says(self, peer: str, offers: Offers) -> None:
+        """A connected peer's offers changed."""
+        hello = self.heard.get(peer)
+        if hello is not None:
+            self.heard[peer] = Hello(
+                versions=hello.versions,
+                software=hello.software,
+                name=hello.name,
+                offers=offers.offers,
+                peers=offers.peers,
+            )
+
+    def peer_down(self, peer: str) -> None:
+        """A peer is gone, and its word with it."""
+        self.heard.pop(peer, None)
+        self.manifests.forget(peer)
+
+    def peer_manifest(self, peer: str, message: Manifest) -> None:
+        """A peer showed the digests of its files."""
+        manifest = TensorManifest(
+            config_digest=message.config_digest,
+            tokenizer_digest=message.tokenizer_digest,
+            tensors=dict(message.tensors),
+            complete=message.complete,
+        )
+        self.manifests.put(peer, message.model, manifest)
+
+    # --- what follows ------------------------------------------------------------------------------------------
+
+    def offers(self, model: LocalModel) -> list[Offer]:
+        """Spans that can be routed through now: mine, and those of peers whose weights agree with mine."""
+        found = [Offer(self.me, span) for span in model.loaded_spans()]
+        for peer, hello in self.heard.items():
+            for offer in hello.offers:
+                if offer.model == model.name and self.manifests.usable(peer, model.name):
+                    found += self._spans(peer, offer, model)
+        return found
+
+    def _spans(self, peer: str, offer: ModelOffer, model: LocalModel) -> list[Offer]:
+        try:
+            return [
+                Offer(peer, span)
+                for item in offer.spans
+                for span in parse_spans(item.span, model.config.n_blocks)
+            ]
+        except SpanSyntaxError as error:
+            log.warning("offer of %s for %s is not used: %s", peer, model.name, error)
+            return []
+
+    def missing(self, model: LocalModel) -> str:
+        """What nobody reachable serves, in the config's notation; empty when a route exists."""
+        n_blocks = model.config.n_blocks
+        return format_units(missing_units(self.offers(model), n_blocks), n_blocks)
+
+    def live(self) -> dict[str, tuple[str, ...]]:
+        """For each connected peer, whom it says to be connected with."""
+        return {peer: hello.peers for peer, hello in self.heard.items()}
+
+    def problems(self, name_of: Callable[[str], str]) -> list[str]:
+        """What keeps connected peers' blocks from being used, and models that no one can vouch for; one line each."""
+        lines = []
+        for model in self._models.values():
+            if model.problem:
+                lines.append(model.problem)
+            everyone = [self.me, *self.heard]
+            conflict = self.manifests.conflict(model.name, everyone)
+            if conflict is not None:
+                lines.append(conflict_text(model.name, conflict, name_of))
+            if model.manifest is not None and self.manifests.whole_digest(model.name) is None:
+                lines.append(f"model {model.name} is unverified: no node here has all its files")
+        return lines
+
+
+def conflict_text(model: str, conflict: tuple[str, str, str], name_of: Callable[[str], str]) -> str:
+    """The one line about two nodes that hold different files under one name."""
+    a, b, what = conflict
+    return f"model {model} differs between {name_of(a)} and {name_of(b)}: {what}; copy the same files to both"

@@ -1,0 +1,171 @@
+"""A session at its origin: the token ids, and what of them the hops have been sent. Sans-IO.
+
+The token ids are the root from which everything else can be rebuilt. `branch` rises when ids already sent change,
+`route_number` when the hops change; only this class writes them. Knows nothing of text, connections or time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dgn_backends.span import Span
+from dgn_backends.tensor import Tensor
+from dgnd.wire.digest import PrefixDigests
+from dgnd.wire.messages import Frame, History, HopKey, Sampling, StepFrame
+
+
+@dataclass(frozen=True, slots=True)
+class RouteHop:
+    """One open hop of a session."""
+
+    hop: int
+    peer: str
+    span: Span
+    relayed: bool = False  #: the edge from this hop to the next goes through the origin
+
+
+class OriginSession:
+    """One generation context.
+
+    `sent` positions have been sent to hop 0 on this branch and route; `tokens` may be longer (what is to be sent)
+    but never shorter.
+    """
+
+    def __init__(self, origin: str, session: str, model: str) -> None:
+        self.id = session
+        self.origin = origin
+        self.model = model
+        self.tokens: list[int] = []
+        self.route: tuple[RouteHop, ...] = ()
+        self.route_number = 0
+        self.branch = 0
+        self.sent = 0
+        self.credits = 0
+        self._window = 0
+        self._digests = PrefixDigests(secrets.token_bytes(16))
+        self._boundaries = [0]
+        self._truncate_to: int | None = None
+
+    def key(self, hop: int) -> HopKey:
+        """The key of one of its hops."""
+        return HopKey(self.origin, self.id, hop)
+
+    @property
+    def head(self) -> RouteHop:
+        """The hop that samples."""
+        return self.route[-1]
+
+    def set_route(self, route: tuple[RouteHop, ...]) -> None:
+        """Begins on newly opened, empty hops: everything is to be sent again."""
+        self.route = route
+        self.route_number += 1
+        self.credits = self._window = 0
+        self.sent = 0
+        self._boundaries = [0]
+        self._truncate_to = None
+
+    def set_credits(self, credits: int) -> None:
+        """The smallest window of the hops just opened."""
+        self.credits = self._window = credits
+
+    def drop_route(self) -> None:
+        """Its hops are gone."""
+        self.route = ()
+        self.sent = 0
+
+    def set_tokens(self, tokens: Sequence[int]) -> None:
+        """Makes `tokens` the ids of the session; what agrees with the ids sent is kept, the rest rolled back.
+
+        At least the last position is left to be sent, so that there is something to sample from.
+        """
+        common = _common_prefix(self.tokens, tokens)
+        self._digests.truncate(common)
+        self._digests.extend(tokens[common:])
+        self.tokens = list(tokens)
+        self._roll_back(min(common, len(tokens) - 1))
+
+    def append(self, token: int) -> None:
+        """Adds a generated token."""
+        self.tokens.append(token)
+        self._digests.extend([token])
+
+    def hops_stopped_at(self, lengths: Iterable[int]) -> None:
+        """After a cancel: the hops hold these many positions and nothing is under way; the next frame is of a new
+        branch."""
+        shortest = min(lengths)
+        self.credits = self._window
+        self.branch += 1
+        self.sent = self._boundary(min(shortest, self.sent))
+        self._truncate_to = self.sent
+
+    def begin_branch(self) -> None:
+        """Starts a new branch where nothing changed: the head's hop is to be told the token ids anew (penalties)."""
+        self.branch += 1
+        self._truncate_to = self.sent
+
+    def history(self, answer_start: int) -> Frame:
+        """All token ids so far, for the head's hop."""
+        message = History(
+            key=self.key(self.head.hop), branch=self.branch, start=0, answer_start=answer_start
+        )
+        return Frame(message, Tensor.from_numpy(np.asarray(self.tokens, dtype="<i4"), "i32"))
+
+    def _roll_back(self, length: int) -> None:
+        if length >= self.sent:
+            return
+        self.branch += 1
+        self.sent = self._boundary(length)
+        self._truncate_to = self.sent
+
+    def _boundary(self, length: int) -> int:
+        """The last end of a frame at or below `length`: only there do hops know the prefix digest."""
+        cut = bisect.bisect_right(self._boundaries, length)
+        del self._boundaries[cut:]
+        return self._boundaries[-1]
+
+    @property
+    def unsent(self) -> int:
+        """Positions that wait to be sent."""
+        return len(self.tokens) - self.sent
+
+    def next_step(self, sampling: Sampling, max_chunk: int) -> Frame | None:
+        """The next frame for hop 0; None when all is sent or no credit is left.
+
+        The last step asks for a token. It never has a single position behind other chunks, so that it can't
+        overtake them on the stream for tokens.
+        """
+        if not self.unsent or not self.credits:
+            return None
+        count = min(self.unsent, max_chunk)
+        if count > 1 and self.unsent - count == 1:
+            count -= 1
+        start, stop = self.sent, self.sent + count
+        message = StepFrame(
+            key=self.key(self.route[0].hop),
+            branch=self.branch,
+            route=self.route_number,
+            start=start,
+            count=count,
+            digest_start=self._digests.at(start),
+            digest_end=self._digests.at(stop),
+            truncate_to=self._truncate_to,
+            sample=sampling if stop == len(self.tokens) else None,
+        )
+        self._truncate_to = None
+        self.sent = stop
+        self.credits -= 1
+        self._boundaries.append(stop)
+        ids = np.asarray(self.tokens[start:stop], dtype="<i4")
+        return Frame(message, Tensor.from_numpy(ids, "i32"))
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return index
+    return min(len(a), len(b))
