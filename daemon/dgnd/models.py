@@ -5,7 +5,6 @@ Knows nothing of sessions or peers' offers.
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -16,11 +15,12 @@ import trio
 
 from dgn_backends.bundled import bundled_model
 from dgn_backends.hf_config import read_config
-from dgn_backends.manifest import Manifest, manifest_from_json
+from dgn_backends.manifest import Manifest
+from dgn_backends.manifest_cache import manifest_from_json
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
 from dgnd.config.schema import ModelSection
-from dgnd.errors import ConfigError, ModelError
+from dgnd.errors import ConfigError
 from dgnd.generation import model_sampling
 from dgnd.text.assets import TextAssets
 from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer
@@ -116,8 +116,8 @@ async def make_manifest(model: LocalModel, cache: Path, done: Callable[[], None]
     result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
     if result.returncode == 0:
         try:
-            model.manifest = manifest_from_json(json.loads(result.stdout))
-        except (ValueError, ModelError) as error:
+            model.manifest = manifest_from_json(result.stdout.decode())
+        except ValueError as error:
             model.problem = f"digests of {model.path}: {error}"
     else:
         lines = result.stderr.decode(errors="replace").strip().splitlines()
