@@ -1,0 +1,169 @@
+"""Which backends are installed, and loading one by name: the entry-point group `dgn.backends`.
+
+Listing reads metadata alone; only the backend that is asked for is ever imported. The built-in backends use
+the same door. Knows nothing of what a backend computes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+
+from dgn_backends.api import ENTRY_POINT_GROUP, Backend
+from dgn_backends.errors import BackendUnavailable
+
+#: What "auto" tries in turn: the entry's name, and the module that must be importable for it.
+PREFERENCE: tuple[tuple[str, str], ...] = (
+    ("torch", "torch"),
+    ("onnx", "onnxruntime"),
+    ("reference", "numpy"),
+)
+
+_REQUIRED_METHODS = ("devices", "load")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class BackendEntry:
+    """One installed entry: its name, the distribution that brought it, and `module:class`."""
+
+    name: str
+    distribution: str
+    version: str
+    target: str
+
+    def __str__(self) -> str:
+        return f'backend "{self.name}" of {self.distribution} {self.version} ({self.target})'
+
+
+def list_backends() -> list[BackendEntry]:
+    """Every installed entry, sorted by name, without importing any; a name that two distributions claim is
+    there twice (see `duplicates`)."""
+    return sorted(entry for entry, _ in _entries())
+
+
+def duplicates(entries: Sequence[BackendEntry]) -> dict[str, list[BackendEntry]]:
+    """The names that more than one entry claims, with those entries."""
+    names = {entry.name for entry in entries}
+    claims = {name: [entry for entry in entries if entry.name == name] for name in sorted(names)}
+    return {name: claimants for name, claimants in claims.items() if len(claimants) > 1}
+
+
+def choose_backend(setting: str = "auto") -> str:
+    """The backend's name that a setting stands for: "auto" takes the first of PREFERENCE that is listed and
+    whose library is installed. Imports nothing.
+
+    Raises BackendUnavailable when there is none, or when the named one is not installed.
+    """
+    entries = list_backends()
+    names = {entry.name for entry in entries}
+    if setting != "auto":
+        if setting not in names:
+            raise _not_installed(setting, entries)
+        return setting
+    for name, module in PREFERENCE:
+        if name in names and importlib.util.find_spec(module) is not None:
+            return name
+    raise BackendUnavailable(
+        f"no usable backend is installed ({_listing(entries)}); "
+        "install one: pip install 'distributed-gpt-node[torch]'"
+    )
+
+
+def load_backend(name: str) -> Backend:
+    """Imports the backend `name`, and only that one, and makes an instance.
+
+    Raises BackendUnavailable, one line saying which entry of which distribution, why, and what to do.
+    """
+    found = [(entry, point) for entry, point in _entries() if entry.name == name]
+    if not found:
+        raise _not_installed(name, list_backends())
+    if len(found) > 1:
+        owners = ", ".join(f"{entry.distribution} {entry.version}" for entry, _ in sorted(found))
+        raise BackendUnavailable(
+            f'backend "{name}" is claimed by more than one distribution: {owners}; uninstall all but one',
+            backend=name,
+        )
+    entry, point = found[0]
+    return _instance(entry, _import(entry, point))
+
+
+def _entries() -> list[tuple[BackendEntry, EntryPoint]]:
+    entries: list[tuple[BackendEntry, EntryPoint]] = []
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        owner = point.dist
+        distribution, version = ("unknown", "unknown") if owner is None else (owner.name, owner.version)
+        entries.append((BackendEntry(point.name, distribution, version, point.value), point))
+    return entries
+
+
+def _import(entry: BackendEntry, point: EntryPoint) -> object:
+    try:
+        return point.load()
+    except ModuleNotFoundError as error:
+        missing = error.name or str(error)
+        if entry.target.startswith(missing):
+            raise _unavailable(entry, f"its module {missing} is missing", _reinstall(entry)) from error
+        raise _unavailable(
+            entry, f"it needs the Python module {missing}, which is not installed", _install(entry, missing)
+        ) from error
+    except AttributeError as error:
+        raise _unavailable(entry, f"it can't be loaded: {error}", _reinstall(entry)) from error
+    except Exception as error:  # importing runs foreign code, which may raise anything
+        raise _unavailable(
+            entry, f"importing it raised {type(error).__name__}: {error}", _reinstall(entry)
+        ) from error
+
+
+def _instance(entry: BackendEntry, target: object) -> Backend:
+    if not isinstance(target, type):
+        raise _unavailable(entry, "its entry point does not name a class", _reinstall(entry))
+    if getattr(target, "name", None) != entry.name:
+        found = getattr(target, "name", None)
+        raise _unavailable(entry, f'its class says name = {found!r}, not "{entry.name}"', _reinstall(entry))
+    for method in _REQUIRED_METHODS:
+        if not callable(getattr(target, method, None)):
+            raise _unavailable(entry, f"its class has no method {method}", _reinstall(entry))
+    try:
+        backend: Backend = target()
+    except Exception as error:  # the constructor is foreign code, which may raise anything
+        raise _unavailable(
+            entry, f"making it raised {type(error).__name__}: {error}", _reinstall(entry)
+        ) from error
+    return backend
+
+
+def _not_installed(name: str, entries: Sequence[BackendEntry]) -> BackendUnavailable:
+    return BackendUnavailable(
+        f'no backend "{name}" is installed ({_listing(entries)}); '
+        "choose one of these, or pip install the distribution that brings it",
+        backend=name,
+    )
+
+
+def _listing(entries: Sequence[BackendEntry]) -> str:
+    return "installed: " + (", ".join(sorted({entry.name for entry in entries})) or "none")
+
+
+def _unavailable(entry: BackendEntry, why: str, remedy: str) -> BackendUnavailable:
+    line = " ".join(f"{entry}: {why}; {remedy}".split())
+    return BackendUnavailable(line, backend=entry.name, distribution=entry.distribution)
+
+
+def _install(entry: BackendEntry, module: str) -> str:
+    """What to run: the distribution's extra of the backend's name where it has one, else the module's
+    name."""
+    try:
+        extras = importlib.metadata.metadata(entry.distribution).get_all("Provides-Extra") or []
+    except importlib.metadata.PackageNotFoundError:
+        extras = []
+    if entry.name in extras:
+        return f"pip install '{entry.distribution}[{entry.name}]'"
+    package = re.split(r"\W", module, maxsplit=1)[0]
+    return f"pip install {package}"
+
+
+def _reinstall(entry: BackendEntry) -> str:
+    return f"reinstall or update {entry.distribution}, or choose another backend"
