@@ -1,6 +1,6 @@
-"""A small daemon for tests of the control plane: the real server and codec, with a service that answers from its prompt.
+"""A small daemon for tests of the control plane: the real server, and a service that answers from its prompt.
 
-Words of the prompt come back as tokens; the first word may ask for trouble (see `EchoService.generate`). Run as a program
+Words of the prompt come back as tokens; the first word may ask for trouble (see `EchoService.generate`). As a program
 (`python echo_service.py SOCKET`) it serves until it is killed; `EchoDaemon` serves from a thread.
 """
 
@@ -82,7 +82,7 @@ class EchoService:
     async def generate(
         self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
     ) -> api.GenerateResult:
-        """The words of the prompt, or: slow (many tokens, one each 20 ms), missing, died, crash, group, flood, full."""
+        """The words of the prompt; `slow` is many tokens, one each 20 ms; others see below."""
         self.seen.append(params)
         words = (params.prompt or "").split()
         context = self.sessions.setdefault(params.session, []) if params.session else []
@@ -189,7 +189,7 @@ class EchoDaemon:
 
         try:
             trio.run(main)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - shown by the thread that uses it
             self.error = error
         finally:
             self._ready.set()

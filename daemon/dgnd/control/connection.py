@@ -1,7 +1,7 @@
 """One client of the control socket. Its requests run concurrently, and end when it hangs up.
 
 Two tasks, one that reads and one that writes, and one for each request. What is to be sent waits in a bounded
-buffer; a client that lets it fill is dropped, so its slowness hurts nobody else. Knows the typed API, not how a
+buffer; a client that lets it fill is dropped, so its slowness hurts nobody else.
 method is carried out.
 """
 

@@ -1,0 +1,221 @@
+"""`dgnctl chat`: a conversation, line by line. Its context is a session of dgnd; here is only its name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from dgnctl import chat_line
+from dgnctl.follow import follow, interrupts
+from dgnctl.options import connect_client, socket_option
+from dgnctl.output import emit, printable
+from dgnctl.peers import describe_connected, describe_peers
+from dgnctl.run import EXIT_INTERRUPTED, check_text
+from dgnctl.sampling import generation_options, template
+from dgnctl.terminal import Screen, ending_signals, kept_settings, open_screen
+from dgnctl.token_file import read_ids, write_ids
+from dgnd.control import api
+from dgnd.control.client import ControlClient
+from dgnd.errors import BadRequest, Cancelled, DgnError, NoDaemon, NotFound, ProtocolError
+
+_LEAVE_S: Final = 2.0  #: for dgnd to forget the session at the end
+
+
+@click.command()
+@generation_options
+@click.option(
+    "--session", metavar="NAME", help="Keep the context in dgnd under this name; go on with it later."
+)
+@socket_option
+@click.pass_context
+def chat(ctx: click.Context, /, session: str | None, **options: Any) -> int:
+    """Chat with the model in this terminal.
+
+    Type help there for what can be typed. Space or Ctrl-C stops an answer. Where stdin is no terminal, each
+    line of it is answered on stdout.
+    """
+    screen = open_screen()
+    params = template(**options)
+    conversation = Conversation(lambda: connect_client(ctx, params.wait), screen, params, session)
+    with (
+        ending_signals(),
+        kept_settings(sys.stdin.fileno()) if screen.interactive else contextlib.nullcontext(),
+    ):
+        return conversation.hold()
+
+
+class Conversation:
+    """One chat. Errors of a turn are shown in a line, and the chat goes on."""
+
+    def __init__(
+        self,
+        connect: Callable[[], ControlClient],
+        screen: Screen,
+        params: api.GenerateParams,
+        session: str | None,
+    ) -> None:
+        self._connect = connect
+        self._screen = screen
+        self._params = params
+        self._forget = session is None
+        self._session = session or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
+        self._fresh = True  #: nothing was said yet
+        self._used = False  #: dgnd may know the session
+        self._client = connect()
+        self._lost = False
+        self._code = 0
+
+    def hold(self) -> int:
+        """Until `exit` or the end of input; returns the exit code: of the last failed turn, over pipes."""
+        try:
+            if self._screen.interactive:
+                self._greet()
+            while self._step():
+                pass
+        finally:
+            self._leave()
+        return 0 if self._screen.interactive else self._code
+
+    def _greet(self) -> None:
+        status: api.Status = self._client.call("status")
+        emit(f"{status.name} is {status.state}. Type help for commands; space stops an answer.\n")
+        for model, span in status.missing.items():
+            emit(f"{model}: nobody in reach serves {span}\n")
+
+    def _step(self) -> bool:
+        """One line; False to leave."""
+        try:
+            line = self._screen.ask()
+            return line is not None and self._do(chat_line.parse(line))
+        except (NoDaemon, ProtocolError) as error:
+            self._lost = True
+            self._client.close()
+            self._show(error)
+        except DgnError as error:
+            self._show(error)
+        except KeyboardInterrupt:  # a second one, or one while waiting for something else than an answer
+            self._client.close()  # hanging up ends and frees what dgnd was doing
+            self._show(Cancelled("interrupted"))
+        return self._code != EXIT_INTERRUPTED or self._screen.interactive
+
+    def _show(self, error: DgnError) -> None:
+        self._code = error.exit_code
+        click.echo(f"dgnctl: {printable(error.message)}", err=True)
+
+    def _do(self, line: chat_line.Line | None) -> bool:
+        match line:
+            case None:
+                pass
+            case chat_line.Plain("exit"):
+                return False
+            case chat_line.Plain("help"):
+                emit(chat_line.HELP)
+            case chat_line.Plain("peers"):
+                emit(describe_peers(self._daemon().call("peers.list")))
+            case chat_line.Plain("clear"):
+                self._clear()
+            case chat_line.WithArgument("connect", addr):
+                emit(describe_connected(self._daemon().call("peers.connect", api.ConnectParams(addr=addr))))
+            case chat_line.WithArgument("save", name):
+                self._save(Path(name).expanduser())
+            case chat_line.WithArgument("load", name):
+                self._load(Path(name).expanduser())
+            case chat_line.Mistake(text):
+                raise BadRequest(text)
+            case chat_line.Say(text):
+                return self._say(text)
+        return True
+
+    def _say(self, text: str) -> bool:
+        client = self._daemon()
+        system = self._params.system if self._fresh else None
+        params = msgspec.structs.replace(
+            self._params, prompt=check_text(text), session=self._session, system=system
+        )
+        last = "\n"
+
+        def show(piece: str) -> None:
+            nonlocal last
+            last = piece[-1:] or last
+            emit(piece)
+
+        self._used = True
+        try:
+            with interrupts() as noted, self._screen.streaming() as watch:
+                result = follow(client.start_generate(params), show, noted, watch)
+        finally:
+            if last != "\n":
+                emit("\n")
+        self._fresh = False
+        return self._after(result)
+
+    def _after(self, result: api.GenerateResult) -> bool:
+        if result.finish_reason == "cancelled":
+            if not self._screen.interactive:
+                self._code = EXIT_INTERRUPTED
+                return False
+            emit("(stopped)\n")
+        elif result.finish_reason == "length":
+            limit = self._params.max_tokens
+            if limit is not None and result.usage.completion_tokens >= limit:
+                self._note(f"(stopped after {limit} tokens, as --max-tokens says)")
+            else:
+                used = result.usage.prompt_tokens + result.usage.completion_tokens
+                self._note(f"(the context is full with {used} tokens; type clear to start anew)")
+        return True
+
+    def _note(self, text: str) -> None:
+        click.echo(text, err=not self._screen.interactive)
+
+    # --- commands ---
+
+    def _clear(self) -> None:
+        with contextlib.suppress(NotFound):
+            self._daemon().call("cache.clear", api.CacheClearParams(session=self._session))
+        self._fresh = True
+        self._note("(the conversation is forgotten)")
+
+    def _save(self, path: Path) -> None:
+        found: api.SessionTokens = self._daemon().call(
+            "session.export", api.SessionParams(session=self._session)
+        )
+        write_ids(path, found.token_ids)
+        self._note(f"({len(found.token_ids)} token ids written to {path})")
+
+    def _load(self, path: Path) -> None:
+        ids = read_ids(path)
+        params = api.SessionImportParams(session=self._session, token_ids=ids, model=self._params.model)
+        self._used = True
+        self._daemon().call("session.import", params)
+        self._fresh = False
+        self._note(f"({len(ids)} token ids read from {path}; the conversation goes on from there)")
+
+    # --- the daemon ---
+
+    def _daemon(self) -> ControlClient:
+        """The connection, made anew after it was lost; says so if dgnd has forgotten the conversation."""
+        if self._client.fileno() >= 0:
+            return self._client
+        self._client = self._connect()
+        if self._lost and not self._fresh:
+            try:
+                self._client.call("session.export", api.SessionParams(session=self._session))
+            except NotFound:
+                self._fresh = True
+                self._note("(dgnd was restarted and has forgotten the conversation; this is a new one)")
+        self._lost = False
+        return self._client
+
+    def _leave(self) -> None:
+        """Hangs up; a session that only this chat has a name for is forgotten."""
+        self._client.close()
+        if self._forget and self._used:
+            with contextlib.suppress(DgnError), self._connect() as client:
+                client.call("cache.clear", api.CacheClearParams(session=self._session), _LEAVE_S)

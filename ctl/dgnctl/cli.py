@@ -1,0 +1,101 @@
+"""The command line of dgnctl: finds the subcommand, and turns every failure into one line and an exit code.
+
+Subcommands are imported when they are used, so that `--help` stays quick. Knows nothing of what they do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Final, NoReturn
+
+import click
+
+from dgnctl.options import socket_option
+from dgnctl.output import StdoutClosed, discard_stdout, emit_json, printable
+from dgnd.errors import BadRequest, Cancelled, DgnError
+
+EXIT_STDOUT_CLOSED: Final = 141
+
+#: Each subcommand: where it is, and its line in the help.
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "chat": ("dgnctl.chat:chat", "Chat with the model in this terminal."),
+    "run": ("dgnctl.run:run", "Answer one prompt and end."),
+    "status": ("dgnctl.status:status", "Show the node, its workers and sessions, and what is missing."),
+    "peers": ("dgnctl.peers:peers", "List the peers, or with --refused who was turned away."),
+    "connect": ("dgnctl.peers:connect", "Dial a peer, and let it be used and served until dgnd ends."),
+    "disconnect": ("dgnctl.peers:disconnect", "Close the connection to a peer."),
+    "map": ("dgnctl.models:show_map", "Show which peer serves which blocks."),
+    "models": ("dgnctl.models:models", "List the configured models."),
+    "cache": ("dgnctl.cache:cache", "List or forget what sessions keep in memory."),
+    "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the one asked for."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, importing none."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@socket_option
+def cli() -> None:
+    """Talks to dgnd, the daemon that runs one language model together with its peers."""
+
+
+def main() -> NoReturn:
+    """The entry point."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code, having said what failed."""
+    arguments = list(args)
+    as_json = "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+    try:
+        try:
+            code = cli.main(args=arguments, prog_name="dgnctl", standalone_mode=False)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+            return int(code or 0)
+        except click.ClickException as error:
+            if not as_json:
+                error.show()
+                return error.exit_code
+            return report(BadRequest(error.format_message()), as_json)
+        except (click.Abort, KeyboardInterrupt):
+            return report(Cancelled("interrupted"), as_json)
+        except DgnError as error:
+            return report(error, as_json)
+    except (StdoutClosed, BrokenPipeError):
+        discard_stdout()
+        return EXIT_STDOUT_CLOSED
+
+
+def report(error: DgnError, as_json: bool) -> int:
+    """Says what failed, in one line; returns the exit code."""
+    if as_json:
+        data = {**error.data, "retryable": error.retryable}
+        fields = {"code": error.code, "kind": error.kind, "message": error.message, "data": data}
+        emit_json({"error": fields})
+    else:
+        click.echo(f"dgnctl: {printable(error.message)}", err=True)
+    return error.exit_code

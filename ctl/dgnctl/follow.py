@@ -1,0 +1,122 @@
+"""Follows one generation to its end, and watches what may stop it: Ctrl-C, keys, a stdout that is gone."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
+
+from dgnctl.output import StdoutClosed
+from dgnd.control.api import GenerateDelta, GenerateResult
+from dgnd.control.client import GenerateStream
+from dgnd.errors import Cancelled
+
+STOP_GRACE_S: Final = 3.0  #: for dgnd to answer a cancel; then the connection is closed, which cancels too
+_GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+class Interrupts:
+    """Ctrl-C as something to poll: `fileno` is readable once it came, `count` says how often."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self.count = 0
+        self._read_fd = read_fd
+        self._write_fd = write_fd
+
+    def fileno(self) -> int:
+        """Readable after a Ctrl-C."""
+        return self._read_fd
+
+    def take(self) -> None:
+        """Makes it unreadable again."""
+        os.read(self._read_fd, 4096)
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler. A second Ctrl-C ends the program, also where it waits for a slow stdout."""
+        self.count += 1
+        if self.count > 1:
+            raise KeyboardInterrupt
+        os.write(self._write_fd, b"!")
+
+
+@contextmanager
+def interrupts() -> Iterator[Interrupts]:
+    """While it lasts, the first Ctrl-C raises nothing and is noted."""
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    noted = Interrupts(read_fd, write_fd)
+    before = signal.signal(signal.SIGINT, noted.note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+        os.close(read_fd)
+        os.close(write_fd)
+
+
+def follow(
+    stream: GenerateStream,
+    on_text: Callable[[str], None],
+    noted: Interrupts,
+    watch: Mapping[int, Callable[[], bool]] | None = None,
+) -> GenerateResult:
+    """Gives the text to `on_text` as it comes, and returns the result.
+
+    A Ctrl-C, or a callback of `watch` (by file descriptor, called when that is readable) that returns True,
+    asks dgnd to stop; when it does not answer that within STOP_GRACE_S, the connection is closed.
+
+    Raises:
+        DgnError: what dgnd answered, or Cancelled when the connection was closed here.
+        StdoutClosed: nobody reads stdout; the connection is closed.
+    """
+    watch = watch or {}
+    poller = select.poll()
+    poller.register(stream.client, select.POLLIN)
+    poller.register(noted, select.POLLIN)
+    for fd in watch:
+        poller.register(fd, select.POLLIN)
+    out = _stdout_fd()
+    if out is not None and out not in watch:
+        poller.register(out, 0)
+    deadline: float | None = None
+    try:
+        while True:
+            for event in stream.read():
+                if isinstance(event, GenerateResult):
+                    return event
+                assert isinstance(event, GenerateDelta)
+                on_text(event.text)
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            ready = poller.poll(timeout)
+            stop = False
+            for fd, events in ready:
+                if fd == noted.fileno():
+                    noted.take()
+                    stop = True
+                elif fd in watch:
+                    stop = watch[fd]() or stop
+                elif fd == out and events & _GONE:
+                    raise StdoutClosed
+            if stop and deadline is None:
+                stream.cancel()
+                deadline = time.monotonic() + STOP_GRACE_S
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Cancelled("stopped without waiting for dgnd, which frees what the answer used")
+            if any(fd == stream.client.fileno() for fd, _ in ready):
+                stream.client.fill()
+    except (Cancelled, StdoutClosed):
+        stream.client.close()
+        raise
+
+
+def _stdout_fd() -> int | None:
+    try:
+        return sys.stdout.fileno()
+    except (AttributeError, OSError):  # none, or one that is not a file
+        return None

@@ -1,0 +1,65 @@
+"""`dgnctl models` and `dgnctl map`."""
+
+from __future__ import annotations
+
+import click
+
+from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.output import emit, emit_json, table
+from dgnd.control.api import MapView, ModelInfo
+
+
+@click.command()
+@json_option
+@socket_option
+@click.pass_context
+def models(ctx: click.Context, as_json: bool) -> None:
+    """List the configured models."""
+    with connect_client(ctx) as client:
+        found: list[ModelInfo] = client.call("models.list")
+    if as_json:
+        emit_json(found)
+    elif not found:
+        emit("no model is configured; add a [models.NAME] table to dgnd's configuration\n")
+    else:
+        emit("\n".join(describe_model(model) for model in found))
+
+
+def describe_model(model: ModelInfo) -> str:
+    """One model for people, in 80 columns."""
+    verified = "verified" if model.verified else "unverified"
+    rows = [
+        ("blocks", f"{model.n_blocks}, context {model.context} tokens, {verified}"),
+        ("here", f"{model.local or 'nothing'} ({model.backend}, {model.device}, {model.dtype})"),
+        ("template", model.template),
+        ("path", model.path),
+    ]
+    if model.missing:
+        rows.insert(2, ("missing", model.missing))
+    return f"{model.name}\n" + "".join(f"  {name:<9} {value}\n" for name, value in rows)
+
+
+@click.command("map")
+@json_option
+@socket_option
+@click.pass_context
+def show_map(ctx: click.Context, as_json: bool) -> None:
+    """Show which peer serves which blocks."""
+    with connect_client(ctx) as client:
+        found: MapView = client.call("map.show")
+    if as_json:
+        emit_json(found)
+    else:
+        emit(describe_map(found))
+
+
+def describe_map(found: MapView) -> str:
+    """For people, in 80 columns."""
+    rows = [(r.model, r.name or r.peer, r.span or "-", r.offered or "-", r.state) for r in found.rows]
+    parts = (
+        [table(("MODEL", "PEER", "CONFIGURED", "OFFERED", "STATE"), rows)] if rows else ["the map is empty\n"]
+    )
+    if found.missing:
+        missing = [(model, span) for model, span in found.missing.items()]
+        parts.append(table(("MODEL", "MISSING: NOBODY IN REACH SERVES"), missing))
+    return "\n".join(parts)

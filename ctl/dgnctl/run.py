@@ -1,0 +1,103 @@
+"""`dgnctl run`: one prompt, one answer, on stdout as it comes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+import msgspec
+
+from dgnctl.follow import follow, interrupts
+from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.output import emit, emit_json
+from dgnctl.sampling import generation_options, template
+from dgnd.control.api import GenerateParams, GenerateResult
+from dgnd.errors import BadRequest
+
+EXIT_INTERRUPTED = 130
+
+
+@click.command()
+@generation_options
+@click.option("--raw", is_flag=True, help="Use no chat template: the prompt as it stands.")
+@json_option
+@socket_option
+@click.argument("prompt")
+@click.pass_context
+def run(ctx: click.Context, /, prompt: str, raw: bool, as_json: bool, **options: Any) -> int:
+    """Answer one prompt and end.
+
+    PROMPT of - reads it from stdin. Ctrl-C stops the answer here and on all peers.
+    """
+    text = read_prompt(raw) if prompt == "-" else prompt
+    params = msgspec.structs.replace(template(**options), prompt=check_text(text), raw=raw)
+    started = time.monotonic()
+    client = connect_client(ctx, params.wait)
+    params = msgspec.structs.replace(params, wait=max(0.0, params.wait - (time.monotonic() - started)))
+    with client, interrupts() as noted:
+        shown = _Shown(as_json)
+        try:
+            result = follow(client.start_generate(params), shown.add, noted)
+        finally:
+            shown.end()
+        if as_json:
+            emit_json(result)
+        else:
+            _explain(params, result)
+    return EXIT_INTERRUPTED if result.finish_reason == "cancelled" else 0
+
+
+class _Shown:
+    """The text on stdout, which ends with a newline, also when it was cut short."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._last = "\n"
+
+    def add(self, text: str) -> None:
+        if text and not self._quiet:
+            self._last = text[-1]
+            emit(text)
+
+    def end(self) -> None:
+        if self._last != "\n":
+            self._last = "\n"
+            emit("\n")
+
+
+def _explain(params: GenerateParams, result: GenerateResult) -> None:
+    if result.finish_reason == "length" and params.max_tokens is None:
+        click.echo("dgnctl: the answer ends here because the context is full", err=True)
+    if not result.exact:
+        click.echo("dgnctl: a peer was replaced on the way; another run may differ at near ties", err=True)
+
+
+def read_prompt(raw: bool) -> str:
+    """All of stdin; without `raw`, less the newline that ends its last line.
+
+    Raises:
+        BadRequest: it is not UTF-8.
+    """
+    data = sys.stdin.buffer.read() if sys.stdin is not None else b""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"the prompt on stdin is not UTF-8: {error}") from None
+    return text if raw else text.removesuffix("\n")
+
+
+def check_text(text: str) -> str:
+    """The text, if it can be sent.
+
+    Raises:
+        BadRequest: an argument held bytes that are not text in this locale.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(
+            "the prompt is not valid text in this locale; try a UTF-8 locale, or - and stdin"
+        ) from None
+    return text

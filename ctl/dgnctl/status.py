@@ -1,0 +1,50 @@
+"""`dgnctl status`."""
+
+from __future__ import annotations
+
+import click
+
+from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.output import emit, emit_json, size, table
+from dgnd.control.api import RouteHop, Status
+
+
+@click.command()
+@json_option
+@socket_option
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show the node, its workers and sessions, and what is missing."""
+    with connect_client(ctx) as client:
+        found: Status = client.call("status")
+    if as_json:
+        emit_json(found)
+    else:
+        emit(describe(found))
+
+
+def describe(found: Status) -> str:
+    """For people, in 80 columns."""
+    parts = [
+        f"{found.name}: {found.state} (dgnd {found.version}, pid {found.pid})\npeer id {found.peer_id}\n"
+    ]
+    if found.workers:
+        rows = [
+            (w.model, w.spans, w.state, w.backend, size(w.weights_bytes), size(w.kv_bytes), w.detail)
+            for w in found.workers
+        ]
+        parts.append(table(("MODEL", "BLOCKS", "STATE", "BACKEND", "WEIGHTS", "KV", ""), rows))
+    if found.missing:
+        rows_missing = [(model, span) for model, span in found.missing.items()]
+        parts.append(table(("MODEL", "MISSING: NOBODY IN REACH SERVES"), rows_missing))
+    if found.sessions:
+        rows_sessions = [(s.id[:16], s.model, str(s.position), route(s.route)) for s in found.sessions]
+        parts.append(table(("SESSION", "MODEL", "TOKENS", "ROUTE"), rows_sessions))
+    if found.notes:
+        parts.append(table(("NOTES",), [(note,) for note in found.notes]))
+    return "\n".join(parts)
+
+
+def route(hops: list[RouteHop]) -> str:
+    """A route in one line."""
+    return " > ".join(f"{hop.name or hop.peer} {hop.span}" for hop in hops)
