@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -83,3 +87,45 @@ async def pair(a: Node, b: Node) -> None:
     b.network.allow(a.id, a.name, keep_connected=False)
     a.network.allow(b.id, b.name, (b.address,))
     await until(lambda: a.network.is_up(b.id) and b.network.is_up(a.id))
+
+
+class Child:
+    """A network in another process (see p2p_child.py), to be stopped, continued and killed."""
+
+    def __init__(self, allowed: str, listen: str = LOOPBACK[0], address: str = "") -> None:
+        self.identity = Identity.generate()
+        here = Path(__file__).resolve().parent
+        self._arguments = [self.identity.seed.hex(), listen, allowed, address]
+        self._command = [sys.executable, str(here / "p2p_child.py")]
+        roots = [str(here), str(here.parent / "daemon"), str(here.parent / "backends")]
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and waits until it listens; again after `kill`, on the same port."""
+        self.process = subprocess.Popen(
+            [*self._command, *self._arguments], env=self._environment, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+        assert self.address, "the child did not start"
+        self._arguments[1] = self.address.partition("/p2p/")[0]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@contextmanager
+def child(*arguments: str) -> Iterator[Child]:
+    """A Child that is killed at the end, also when stopped."""
+    process = Child(*arguments)
+    try:
+        yield process
+    finally:
+        process.kill()

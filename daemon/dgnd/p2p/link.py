@@ -242,7 +242,7 @@ class Link:
 
     # --- frames
 
-    def _received(self, decoder: codec.FrameDecoder, data: bytes) -> None:
+    def _received(self, decoder: codec.FrameDecoder, data: bytes | memoryview) -> None:
         decoder.receive_data(data)
         while self.error is None:
             try:

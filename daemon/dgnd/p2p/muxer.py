@@ -45,7 +45,7 @@ class MuxStream(ReadWriteCloser):
         self._consumed = 0
         self._changed = trio.Event()
         self._ended = False
-        self._on_data: Callable[[bytes], None] | None = None
+        self._on_data: Callable[[bytes | memoryview], None] | None = None
         self._on_end: Callable[[], None] | None = None
 
     async def read(self, n: int | None = None) -> bytes:
@@ -59,7 +59,7 @@ class MuxStream(ReadWriteCloser):
         self._consumed += len(out)
         return out
 
-    def attach(self, on_data: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+    def attach(self, on_data: Callable[[bytes | memoryview], None], on_end: Callable[[], None]) -> None:
         """From now on data is used at once, so that the peer may send WINDOW bytes ahead."""
         self._on_data, self._on_end = on_data, on_end
         early = bytes(self._buffer)
@@ -94,7 +94,7 @@ class MuxStream(ReadWriteCloser):
         """Host and port of the other end."""
         return self._owner.tcp.remote
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: memoryview) -> None:
         """For the owner: data has arrived."""
         if self._on_data is None:
             self._buffer += data

@@ -54,10 +54,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A piece of a stream's data, in order."""
+    """A piece of a stream's data, in order; shares memory with what was received."""
 
     stream: StreamState
-    data: bytes
+    data: memoryview
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ class Yamux:
                 self._body -= len(piece)
                 at += len(piece)
                 if self._body_of is not None:
-                    yield Received(self._body_of, bytes(piece))
+                    yield Received(self._body_of, piece)
                 if not self._body and self._body_of is not None:
                     yield from self._flags(self._body_of, self._body_flags)
                 continue
