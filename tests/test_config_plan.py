@@ -1,0 +1,233 @@
+"""`dgnd check` and `dgnd init`, as commands."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dgnd.config import load_config
+from dgnd.errors import ConfigError, ModelError
+from dgnd.main import main
+from dgnd.plan import format_bytes, make_plan
+
+PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
+HIDDEN, INNER, VOCAB, BLOCKS = 8, 16, 32, 3
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": HIDDEN,
+    "intermediate_size": INNER,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_hidden_layers": BLOCKS,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
+
+
+def block_shapes(block: int) -> dict[str, tuple[int, ...]]:
+    prefix = f"model.layers.{block}."
+    return {
+        prefix + "input_layernorm.weight": (HIDDEN,),
+        prefix + "post_attention_layernorm.weight": (HIDDEN,),
+        prefix + "self_attn.q_proj.weight": (HIDDEN, HIDDEN),
+        prefix + "self_attn.k_proj.weight": (HIDDEN // 2, HIDDEN),
+        prefix + "self_attn.v_proj.weight": (HIDDEN // 2, HIDDEN),
+        prefix + "self_attn.o_proj.weight": (HIDDEN, HIDDEN),
+        prefix + "mlp.gate_proj.weight": (INNER, HIDDEN),
+        prefix + "mlp.up_proj.weight": (INNER, HIDDEN),
+        prefix + "mlp.down_proj.weight": (HIDDEN, INNER),
+    }
+
+
+BLOCK_BYTES = 4 * sum(int(np.prod(shape)) for shape in block_shapes(0).values())
+EMBED_BYTES = 4 * VOCAB * HIDDEN
+SHARDS: dict[str, dict[str, tuple[int, ...]]] = {
+    "model-00001-of-00003.safetensors": {"model.embed_tokens.weight": (VOCAB, HIDDEN), **block_shapes(0)},
+    "model-00002-of-00003.safetensors": block_shapes(1),
+    "model-00003-of-00003.safetensors": {
+        **block_shapes(2),
+        "model.norm.weight": (HIDDEN,),
+        "lm_head.weight": (VOCAB, HIDDEN),
+    },
+}
+
+
+def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A file of zeros in the safetensors format: length of the header, header, data."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(end))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    directory = tmp_path / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    (directory / "tokenizer.json").write_text("{}")
+    weight_map = {name: file for file, shapes in SHARDS.items() for name in shapes}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    for file, shapes in SHARDS.items():
+        write_safetensors(directory / file, shapes)
+    return directory
+
+
+def write_config(tmp_path: Path, *rows: tuple[str, str]) -> Path:
+    text = f'[models.tiny]\npath = "model"\n[peers.attic]\nid = "{PEER}"\n'
+    for peer, span in rows:
+        text += f'[[blocks]]\nmodel = "tiny"\npeer = "{peer}"\nspan = "{span}"\n'
+    path = tmp_path / "dgn.toml"
+    path.write_text(text)
+    return path
+
+
+def dgnd(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str
+) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command."""
+    monkeypatch.setattr("sys.argv", ["dgnd", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_bytes_and_files_of_every_node(tmp_path: Path, model: Path) -> None:
+    (plan,) = make_plan(load_config(write_config(tmp_path, ("self", "embed,0,head"), ("attic", "1-2"))))
+    own, attic = plan.nodes
+    assert (own.node, own.weights_bytes) == ("self", BLOCK_BYTES + 2 * EMBED_BYTES + 4 * HIDDEN)
+    assert own.files == ("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors")
+    assert (attic.node, attic.weights_bytes) == ("attic", 2 * BLOCK_BYTES)
+    assert attic.files == ("model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors")
+    assert plan.small_files == ("config.json", "tokenizer.json", "model.safetensors.index.json")
+    assert (plan.missing, plan.absent) == ("", ())
+
+
+def test_check_prints_the_plan(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, ("self", "embed,0"), ("attic", "2"))
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert (code, err) == (0, "")
+    assert out.startswith(f"tiny: 3 blocks, in {model}\n")
+    assert "  self   embed,0: 3.3 KiB of weights\n" in out
+    assert "warning: no row of this file serves 1,head" in out
+
+
+def test_shards_of_others_may_be_absent(tmp_path: Path, model: Path) -> None:
+    (model / "model-00002-of-00003.safetensors").unlink()
+    (plan,) = make_plan(load_config(write_config(tmp_path, ("self", "embed,0"), ("attic", "1-2,head"))))
+    assert plan.absent == ()
+
+
+def test_own_files_that_are_absent_are_all_named(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 3):
+        (model / f"model-0000{number}-of-00003.safetensors").unlink()
+    path = write_config(tmp_path, ("self", "embed,0-2,head"))
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert code == ConfigError.exit_code
+    assert "model-00001-of-00003" in out
+    assert err.count("\n") == 1
+    assert "model-00001-of-00003" in err
+    assert "model-00002-of-00003" not in err
+    assert "model-00003-of-00003" in err
+
+
+def test_a_node_that_holds_nothing_needs_no_weights(tmp_path: Path, model: Path) -> None:
+    for path in (*model.glob("*.safetensors"), model / "model.safetensors.index.json"):
+        path.unlink()
+    (plan,) = make_plan(load_config(write_config(tmp_path, ("attic", "embed,0-2,head"))))
+    assert plan.nodes[0].files == ()
+    assert plan.nodes[0].weights_bytes == 3 * BLOCK_BYTES + 2 * EMBED_BYTES + 4 * HIDDEN
+
+
+def test_a_damaged_own_file_is_found_without_loading(tmp_path: Path, model: Path) -> None:
+    shard = model / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="model-00002-of-00003"):
+        make_plan(load_config(write_config(tmp_path, ("self", "1"))))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([("self", "3")], ':8:1: model "tiny": block 3 in span "3" is beyond the model'),
+        ([("attic", "0-1"), ("attic", "1")], ':12:1: an earlier row gives 1 of "tiny" to "attic" already'),
+        ([("self", "x")], ':8:1: "x" in span "x" is none of'),
+    ],
+)
+def test_errors_are_one_line_that_begins_with_the_place(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: list[tuple[str, str]],
+    expected: str,
+) -> None:
+    path = write_config(tmp_path, *rows)
+    code, _, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert code == ConfigError.exit_code
+    assert err.startswith(f"{path}{expected}")
+    assert err.count("\n") == 1
+
+
+def test_a_missing_model_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, ("self", "0"))
+    code, _, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert code == ModelError.exit_code
+    assert str(tmp_path / "model") in err
+    assert err.count("\n") == 1
+
+
+def test_a_model_without_path_that_does_not_come_along(tmp_path: Path) -> None:
+    path = tmp_path / "dgn.toml"
+    path.write_text("[models.dgn-dmeo]\n")
+    with pytest.raises(ConfigError, match=r"dgn.toml:1:2: .*dgn-dmeo"):
+        make_plan(load_config(path))
+
+
+def test_init_prints_the_same_id_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "a" / "state"
+    code, first, err = dgnd(capsys, monkeypatch, "init", "--state-dir", str(state))
+    assert (code, err) == (0, "")
+    assert first.startswith("12D3KooW")
+    assert dgnd(capsys, monkeypatch, "init", "--state-dir", str(state))[1] == first
+    assert stat.S_IMODE((state / "identity.key").stat().st_mode) == 0o600
+    config = tmp_path / "dgn.toml"
+    config.write_text('[node]\nstate_dir = "a/state"\n')
+    assert dgnd(capsys, monkeypatch, "init", "--config", str(config))[1] == first
+    assert dgnd(capsys, monkeypatch, "--config", str(config), "init")[1] == first
+
+
+def test_init_where_no_directory_can_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = dgnd(capsys, monkeypatch, "init", "--state-dir", "/proc/nowhere/dgn")
+    assert code == ConfigError.exit_code
+    assert err.startswith("dgnd: /proc/nowhere/dgn: ")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 20, "5.0 MiB"), (3 << 40, "3.0 TiB")],
+)
+def test_format_bytes(count: int, expected: str) -> None:
+    assert format_bytes(count) == expected
