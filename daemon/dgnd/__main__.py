@@ -1,0 +1,5 @@
+"""`python -m dgnd`."""
+
+from dgnd.main import main
+
+main()

@@ -1,0 +1,241 @@
+"""Real daemons on loopback for tests: configurations written, processes started, watched and ended.
+
+A node is named in the test; every node knows the peers that it is told to. Nothing here knows what is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+#: Deadlines of tests are generous: the machine may be busy.
+READY_S = 60.0
+POLL_S = 0.05
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def trained_model(name: str) -> Path | None:
+    """One of the trained models to test with, or None where this machine lacks it."""
+    root = os.environ.get("DGN_TEST_MODELS")
+    folder = Path(root) if root else Path(__file__).resolve().parents[2] / "shared" / "models"
+    return folder / name if (folder / name / "config.json").is_file() else None
+
+
+@dataclass
+class Row:
+    """One row of the BlocksMap as a test writes it: `peer` is a node of the cluster (itself becomes self)."""
+
+    peer: str
+    span: str
+    model: str = "m"
+
+
+@dataclass
+class TestNode:
+    """One daemon: its files and its process."""
+
+    __test__ = False
+
+    name: str
+    directory: Path
+    port: int
+    peer_id: str = ""
+    process: subprocess.Popen[bytes] | None = None
+    extra_env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def socket(self) -> Path:
+        """Its control socket."""
+        return self.directory / "s"
+
+    @property
+    def config(self) -> Path:
+        """Its configuration."""
+        return self.directory / "dgn.toml"
+
+    @property
+    def address(self) -> str:
+        """Where it listens, with its peer id."""
+        return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{self.peer_id}"
+
+    @property
+    def log(self) -> str:
+        """What it logged so far."""
+        path = self.directory / "log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> None:
+        """Starts the daemon; does not wait."""
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dgnd", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.extra_env},
+            )
+
+    def ctl(self, *arguments: str, check: bool = True, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """Runs dgnctl against it."""
+        command = [sys.executable, "-m", "dgnctl", "--socket", str(self.socket), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+        if check and result.returncode != 0:
+            raise AssertionError(
+                f"dgnctl {' '.join(arguments)} at {self.name}: exit {result.returncode}\n{result.stdout}"
+                f"{result.stderr}\n--- log\n{self.log}"
+            )
+        return result
+
+    def ctl_json(self, *arguments: str, check: bool = True, timeout: float = 120.0) -> Any:
+        """The object that dgnctl --json prints."""
+        return json.loads(self.ctl(*arguments, "--json", check=check, timeout=timeout).stdout)
+
+    def run(self, prompt: str, *options: str, **keywords: Any) -> Any:
+        """`dgnctl run --raw --json`."""
+        return self.ctl_json("run", "--raw", *options, prompt, **keywords)
+
+    def wait_ready(self, state: str = "ready", timeout: float = READY_S) -> None:
+        """Waits until `dgnctl status` says so."""
+        self.wait_for(lambda: self.ctl_json("status", check=False).get("state") == state, timeout, f"state {state}")
+
+    def wait_for(self, condition: Any, timeout: float = READY_S, what: str = "condition") -> None:
+        """Waits until `condition()` is true."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process is not None and self.process.poll() is not None:
+                raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n{self.log}")
+            if condition():
+                return
+            time.sleep(POLL_S)
+        raise AssertionError(
+            f"{self.name}: no {what} within {timeout:.0f} s\n"
+            f"{self.ctl('status', check=False).stdout}\n--- log\n{self.log}"
+        )
+
+    def worker_pids(self) -> list[int]:
+        """Its workers' pids, as it reports them."""
+        return [worker["pid"] for worker in self.ctl_json("status")["workers"] if worker["pid"]]
+
+    def children(self) -> list[psutil.Process]:
+        """Its child processes, as the kernel knows them."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        """kill -9 of the daemon, by pid alone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def terminate(self, timeout: float = 15.0) -> int:
+        """SIGTERM; returns the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+
+class Cluster:
+    """Nodes of one test; a context manager that leaves no process behind."""
+
+    __test__ = False
+
+    def __init__(self, directory: Path, model: Path | str | None, backend: str = "reference") -> None:
+        self.directory = directory
+        self.model = model
+        self.backend = backend
+        self.nodes: dict[str, TestNode] = {}
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for node in self.nodes.values():
+            if node.process is not None and node.process.poll() is None:
+                node.process.terminate()
+        for node in self.nodes.values():
+            if node.process is not None:
+                try:
+                    node.process.wait(15)
+                except subprocess.TimeoutExpired:
+                    node.process.kill()
+                    node.process.wait()
+                    raise
+
+    def add(self, name: str) -> TestNode:
+        """A node with an identity, not yet configured."""
+        directory = self.directory / name
+        directory.mkdir(parents=True)
+        init = [sys.executable, "-m", "dgnd", "init", "--state-dir", str(directory / "state")]
+        peer_id = subprocess.run(init, capture_output=True, text=True, check=True).stdout.strip()
+        node = TestNode(name, directory, free_port(), peer_id)
+        self.nodes[name] = node
+        return node
+
+    def configure(
+        self,
+        name: str,
+        rows: Sequence[Row],
+        peers: Sequence[str] = (),
+        models: Mapping[str, Mapping[str, Any]] | None = None,
+        more: str = "",
+    ) -> TestNode:
+        """Writes a node's configuration. `peers`: names of nodes it lists; `models`: by default one, "m"."""
+        node = self.nodes[name]
+        if models is None:
+            models = {"m": {"path": str(self.model), "backend": self.backend}}
+        lines = [
+            "[node]",
+            f'name = "{name}"',
+            f'state_dir = "{node.directory / "state"}"',
+            f'listen = ["/ip4/127.0.0.1/tcp/{node.port}"]',
+            "[control]",
+            f'socket = "{node.socket}"',
+        ]
+        for model, keys in models.items():
+            lines += [f"[models.{model}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
+        for peer in peers:
+            other = self.nodes[peer]
+            lines += [f"[peers.{peer}]", f'id = "{other.peer_id}"']
+            lines += [f'addrs = ["/ip4/127.0.0.1/tcp/{other.port}"]']
+        for row in rows:
+            peer = "self" if row.peer == name else row.peer
+            lines += ["[[blocks]]", f'model = "{row.model}"', f'peer = "{peer}"', f'span = "{row.span}"']
+        node.config.write_text("\n".join([*lines, more, ""]))
+        return node
+
+    def start(self, *names: str, state: str = "ready") -> None:
+        """Starts nodes (all by default) and waits until each is ready."""
+        chosen = [self.nodes[name] for name in names] or list(self.nodes.values())
+        for node in chosen:
+            node.start()
+        for node in chosen:
+            node.wait_ready(state)
+
+    def full_mesh(self, rows: Sequence[Row], **keywords: Any) -> None:
+        """Adds every node that the rows name, all knowing each other, and starts them."""
+        names = list(dict.fromkeys(row.peer for row in rows))
+        for name in names:
+            if name not in self.nodes:
+                self.add(name)
+        for name in self.nodes:
+            self.configure(name, rows, [other for other in self.nodes if other != name], **keywords)
+        self.start()
