@@ -136,8 +136,8 @@ class FrameDecoder:
 
     @property
     def buffered(self) -> int:
-        """Bytes received that are not yet a frame; 0 where a connection may end."""
-        return len(self._buffer) + self._left + (_PREFIX.size if self._lengths is not None else 0)
+        """Bytes held for a frame that is not whole; 0 exactly where a connection may end."""
+        return len(self._buffer) + (_PREFIX.size if self._lengths is not None else 0)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
         """Takes bytes from the connection. Never raises; what is wrong with them is told by `next_frame`."""

@@ -1,11 +1,11 @@
 """The fence of one hop: which frames may change its KV. Pure state; every rule is in this table.
 
-L is the hop's length: the positions whose frames it accepted. A boundary is a position where an accepted frame
-ended (and 0); its digest is kept. B and R are the hop's branch and route. A frame covers `[start, stop)`, is of
-`branch` and `route`, and is judged by the first line that fits:
+L is the hop's length: the positions whose frames it accepted. A boundary is a position where an accepted
+frame ended (and 0); its digest is kept. B and R are the hop's branch and route. A frame of `branch` and
+`route` covers `[start, stop)` and is judged by the first line that fits:
 
     frame                                              verdict
-    ─────────────────────────────────────────────────  ──────────────────────────────────────────────────────────
+    ─────────────────────────────────────────────────  ─────────────────────────────────────────────
     branch <= the last cancelled one                   Drop
     route < R, or branch < B                           Drop
     route > R                                          Reject NotYet
@@ -15,7 +15,7 @@ ended (and 0); its digest is kept. B and R are the hop's branch and route. A fra
     branch > B, truncate_to no boundary                Reject PositionGap(largest boundary below)
     branch > B, start != truncate_to                   Reject PositionGap(truncate_to)
     branch > B, digest_start not the one there         Reject StalePrefix
-    branch > B                                         Compute: L becomes truncate_to, B becomes branch, append
+    branch > B                                         Compute: truncate, B becomes branch, append
     branch = B, start > L                              Reject PositionGap(L)
     branch = B, start a boundary, another digest there Reject StalePrefix
     branch = B, start = L                              Compute: append
@@ -25,8 +25,8 @@ ended (and 0); its digest is kept. B and R are the hop's branch and route. A fra
     branch = B, start < L < stop                       Compute: the part from L on
 
 A frame to compute that would be one more than the hop's credits, accepted and not yet passed on, is a
-ProtocolError. A rejected or dropped frame changes nothing. `truncate_to` in a frame of the branch known already is
-ignored: it was carried out. So what is appended always continues the prefix whose digest is kept: KV from stale or
+ProtocolError. A rejected or dropped frame changes nothing. `truncate_to` in a frame of branch B is ignored:
+it was carried out. So what is appended always continues the prefix whose digest is kept: KV from stale or
 foreign token ids is never extended. Knows nothing of KV, workers, journals, peers or time.
 """
 
@@ -44,7 +44,7 @@ from dgnd.wire.messages import StepFrame
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Append `step`: the frame itself, or its part from the hop's length on, without the first `skip` rows."""
+    """Append `step`: the frame itself, or the part of it from L on, without the first `skip` rows."""
 
     step: StepFrame
     skip: int = 0
@@ -132,7 +132,7 @@ class HopFence:
                 pass
 
     def cancel(self, branch: int) -> None:
-        """`branch` is cancelled: its frames are late from now on, and no new one begins before `cancelled`."""
+        """`branch` is cancelled: its frames are late from now on, and no other begins before `cancelled`."""
         self._cancelled_branch = max(self._cancelled_branch, branch)
         self._settling = True
 

@@ -75,7 +75,8 @@ class TicketBook:
 
         `sender`: the authenticated peer it came from. `allowed`: whether this node's own configuration has a
         peer, asked of the origin and both neighbours; this node itself always may. `now`: monotonic seconds.
-        Hop ids of one session must come in rising order. Raises TicketRefused with what is wrong; then nothing is remembered.
+        Hop ids of one session must come in rising order. Raises TicketRefused with what is wrong; then
+        nothing is remembered.
         """
         ticket = self._read(open_hop)
         self._check_parties(ticket, sender, allowed)
