@@ -300,9 +300,12 @@ class Link:
             )
 
     def queue(self, message: PeerMessage) -> None:
-        """Sends a small message soon, without waiting. New Offers replace those that still wait."""
-        if isinstance(message, Offers):
-            self._queue = deque(queued for queued in self._queue if not isinstance(queued, Offers))
+        """Sends a small message soon, without waiting. What still waits is not said twice: a Pong or Offers replace
+        the one before. Raises ProtocolError when too much waits."""
+        if isinstance(message, (Offers, Pong)):
+            self._queue = deque(waiting for waiting in self._queue if type(waiting) is not type(message))
+        elif message in self._queue:
+            return
         if len(self._queue) >= QUEUED:
             raise ProtocolError(f"{QUEUED} answers wait: it asks but does not read")
         self._queue.append(message)
