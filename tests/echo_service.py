@@ -1,7 +1,7 @@
 """A small daemon for tests of the control plane: the real server, and a service that answers from its prompt.
 
-Words of the prompt come back as tokens; the first word may ask for trouble (see `EchoService.generate`). As a program
-(`python echo_service.py SOCKET`) it serves until it is killed; `EchoDaemon` serves from a thread.
+Words of the prompt come back as tokens; the first word may ask for trouble (see `EchoService.generate`). As a
+program (`python echo_service.py SOCKET`) it serves until it is killed; `EchoDaemon` serves from a thread.
 """
 
 from __future__ import annotations

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from dgnd.control.client import ControlClient
-from dgnd.control.socket_path import client_socket
 from dgnd.errors import NoDaemon
 
-F = TypeVar("F", bound=Callable[..., Any])
+if TYPE_CHECKING:
+    from dgnd.control.client import ControlClient
 
 _SOCKET_KEY: Final = "dgnctl.socket"
 _RETRY_S: Final = 0.1
@@ -40,6 +38,9 @@ def connect_client(ctx: click.Context, wait_s: float = 0.0) -> ControlClient:
     Raises:
         NoDaemon, StaleSocket, SocketDenied: saying what to do.
     """
+    from dgnd.control.client import ControlClient  # `dgnctl --help` does without
+    from dgnd.control.socket_path import client_socket
+
     until = time.monotonic() + wait_s
     while True:
         try:

@@ -6,13 +6,9 @@ A stdout that nobody reads ends the program quietly.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Final
-
-import msgspec
 
 _CONTROL: Final = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -47,6 +43,8 @@ def emit_json(value: object) -> None:
     Raises:
         StdoutClosed: nobody reads it.
     """
+    import msgspec  # `dgnctl --help` does without
+
     if sys.stdout is None:
         raise StdoutClosed
     try:
@@ -70,11 +68,16 @@ def printable(text: str) -> str:
 
 def width() -> int:
     """Columns to fill: those of the terminal, 80 where there is none, at most 100."""
-    return max(40, min(100, shutil.get_terminal_size((80, 24)).columns))
+    try:
+        return max(40, min(100, os.get_terminal_size(1).columns or 80))
+    except OSError:
+        return 80
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
     """Aligned columns; the last one is wrapped to fit the width. Ends with a newline."""
+    import textwrap  # `dgnctl --help` does without
+
     lines = [list(headers), *([printable(cell).replace("\n", " ") for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(headers) - 1)]
     used = len(indent) + sum(widths) + 2 * len(widths)
