@@ -215,7 +215,8 @@ class HopUnderFire(RuleBasedStateMachine):
     """An origin that edits its text, a network that delays and repeats, another session: what is in the KV?
 
     The model is as naive as can be: the KV is the list of token ids of the rows computed. It must always be
-    what the origin's text was in the hop's branch."""
+    what the origin's text was in the hop's branch.
+    """
 
     @initialize(seed=st.integers(0, 2**32))
     def begin(self, seed: int) -> None:

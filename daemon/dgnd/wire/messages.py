@@ -1,7 +1,7 @@
 """Every message of `/dgn/1`, between peers and between dgnd and its workers. Frozen values, nothing else.
 
-A frame is one of these and at most one raw tensor (see `dgnd.wire.codec`). Unknown optional fields are ignored,
-so a field may be added with a default; the tag names are the protocol and never change.
+A frame is one of these and at most one raw tensor (see `dgnd.wire.codec`). Unknown optional fields are
+ignored, so a field may be added with a default; the tag names are the protocol and never change.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dgn_backends.tensor import Tensor
 
 
 class HopKey(msgspec.Struct, frozen=True, array_like=True):
-    """Names one session's KV on one hop. `origin` is a peer id; `hop` is given once by the origin, never reused."""
+    """Names one session's KV on one hop. `origin` is a peer id; it gives each `hop` once."""
 
     origin: str
     session: str
@@ -26,7 +26,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", kw_only=True
     """The base of every message."""
 
 
-# --- who is there, and with what -------------------------------------------------------------------------------
+# --- who is there, and with what --------------------------------------------------------------------------
 
 
 class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     n_blocks: int
     config_digest: str
     tokenizer_digest: str | None = None
-    manifest_digest: str | None = None  #: of the whole model, where the node has or was told all tensors' digests
+    #: of the whole model, where the node has or was told all tensors' digests
+    manifest_digest: str | None = None
     spans: tuple[SpanOffer, ...] = ()
 
 
@@ -95,7 +96,7 @@ class Goodbye(Message, tag="bye", frozen=True):
     reason: str
 
 
-# --- a hop's life ----------------------------------------------------------------------------------------------
+# --- a hop's life -----------------------------------------------------------------------------------------
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,10 +153,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class StepFrame(Message, tag="step", frozen=True):
-    """Positions `[start, start + count)`; payload i32 [count] (token ids) or hidden states [count, hidden_size].
+    """Positions `[start, start + count)`; payload token ids i32 [count], or hidden states [count, hidden].
 
-    From dgnd to a worker, from hop to hop, and from a worker back: always the same message. `sample` asks the
-    head for the token after the last position. `truncate_to` is in the first frame of a new branch.
+    From dgnd to a worker, from hop to hop, and from a worker back: always the same message. `sample` asks
+    the head for the token after the last position. `truncate_to` is in the first frame of a new branch.
     """
 
     key: HopKey
@@ -178,7 +179,8 @@ class StepFrame(Message, tag="step", frozen=True):
 class History(Message, tag="history", frozen=True):
     """Token ids `[start, start + n)` for penalties, from the origin to the head's hop; payload i32 [n].
 
-    `answer_start` is the border between prompt and answer.
+    `answer_start` is the border between prompt and answer. A turn with penalties begins with a new branch
+    and one of these; steps of that branch that ask for a token wait for it.
     """
 
     key: HopKey
@@ -198,7 +200,7 @@ class TokenFrame(Message, tag="token", frozen=True):
 
 
 class Credit(Message, tag="credit", frozen=True):
-    """A chunk that ended at `stop` went through the last hop without a token; returns one credit to the origin."""
+    """A chunk that ended at `stop` went through the last hop without a token; returns one credit."""
 
     key: HopKey
     branch: int
@@ -246,7 +248,7 @@ class Failure(Message, tag="failure", frozen=True):
     tag: str = ""  #: of the message that it answers, where it answers one
 
 
-# --- dgnd and its worker only ----------------------------------------------------------------------------------
+# --- dgnd and its worker only -----------------------------------------------------------------------------
 
 
 class LoadSpans(Message, tag="w.load", frozen=True):
@@ -307,8 +309,8 @@ PeerMessage = (
     | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
-    LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame | History
-    | TokenFrame | Credit | Cancel | HopLength | CloseHop | Failure
+    LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame
+    | History | TokenFrame | Credit | Cancel | HopLength | CloseHop | Failure
 )  # fmt: skip
 AnyMessage = PeerMessage | WorkerMessage
 
