@@ -121,7 +121,8 @@ def _numerics(device: torch.device, dtype: DType, tiles: Tiles) -> str:
             f"cpu-{torch.backends.cpu.get_cpu_capability()}-{_cpu_digest()}-threads{torch.get_num_threads()}"
         )
     linear, attention = ("+".join(map(str, rows.sizes)) or "any" for rows in (tiles.linear, tiles.attention))
-    return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{machine}/rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}"
+    shapes = f"rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}"
+    return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{machine}/{shapes}"
 
 
 def _cpu_digest() -> str:

@@ -107,7 +107,7 @@ class TorchBlock:
         spec = self.spec
         n, heads, kv_heads = normed.shape[0], spec.n_heads, spec.n_kv_heads
         qkv = self.qkv(normed, rows.tiles.linear).view(n, heads + 2 * kv_heads, spec.head_dim)
-        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
         queries = rotate(q, rows.cos, rows.sin).mul_(spec.head_dim**-0.5)
         keys = rotate(k, rows.cos, rows.sin).to(qkv.dtype)
         mixed = torch.zeros((n, heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)

@@ -15,7 +15,7 @@ _PACK_FOR_ROWS = 64
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether oneDNN has packed linear layers of this dtype here."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     ops = torch.ops.mkldnn
     if not hasattr(ops, "_reorder_linear_weight") or not hasattr(ops, "_linear_pointwise"):
@@ -63,4 +63,4 @@ class Linear:
         sizes = tiles.split(x.shape[0])
         if len(sizes) == 1:
             return self.product(x, bias)
-        return torch.cat([self.product(part, bias) for part in x.split(sizes)])
+        return torch.cat([self.product(part, bias) for part in torch.split(x, sizes)])
