@@ -81,14 +81,18 @@ fi
 wanted=$(cat pyproject.toml constraints.txt scripts/bootstrap.sh | sha256sum | cut -d' ' -f1)
 stamp=.venv/.dgn-stamp
 marker=.venv/.dgn-installing
-if [ ! -e $marker ] && [ -e $stamp ] && .venv/bin/python -c '' 2>/dev/null; then
-    case $(cat $stamp) in
-        "$kind $wanted $root" | "test $wanted $root") exit 0 ;;
-    esac
-fi
-
-if [ -e $marker ] || ! .venv/bin/python -c 'import pip' 2>/dev/null; then
-    [ ! -e .venv ] || say "the last run was interrupted: starting .venv anew"
+installed=$(cat $stamp 2>/dev/null || true)
+broken=
+[ ! -e $marker ] || broken="the last run was interrupted"
+.venv/bin/python -c 'import pip' 2>/dev/null || broken="it does not work"
+case $installed in
+    "" | *" $root") ;;
+    *) broken="the checkout was moved" ;; # the scripts in a venv name its place
+esac
+if [ -z "$broken" ]; then
+    case $installed in "$kind $wanted $root" | "test $wanted $root") exit 0 ;; esac
+else
+    [ ! -e .venv ] || say "making .venv anew: $broken"
     say "creating .venv with $("$python" --version) ($python)"
     rm -rf .venv
     "$python" -m venv .venv
