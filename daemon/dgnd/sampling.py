@@ -1,12 +1,13 @@
 """Logits to one token id: penalties, filters, and a counter-based draw. NumPy only.
 
-Every random bit is a function of (seed, position, token id): Philox4x32-10 is asked for the two words that belong to a
-token id, whatever other candidates there are, on whichever hop. So the same logits give the same token on every
-node, alone or in a batch, and also when a replaced hop draws again. Knows nothing of who asks or how text is made.
+Every random bit is a function of (seed, position, token id): Philox4x32-10 is asked for the two words that
+belong to a token id, whatever other candidates there are, on whichever hop. So the same logits give the same
+token on every node, alone or in a batch, and also when a replaced hop draws again. Knows nothing of who asks
+or how text is made.
 
 Sources: Salmon, Moraes, Dror, Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011) for Philox; the
-Gumbel-max identity (the argmax of logit + Gumbel noise is a softmax draw); Keskar et al., "CTRL" (2019) for the
-repetition penalty.
+Gumbel-max identity (the argmax of logit + Gumbel noise is a softmax draw); Keskar et al., "CTRL" (2019) for
+the repetition penalty.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ _SHIFT32 = np.uint64(32)
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-#: Uniforms lie in [2^-54, 1 - 2^-54], so noise lies in [-3.7, 37.5]: a candidate further below the best can't win.
+#: Uniforms lie in [2^-54, 1 - 2^-54], so noise lies in [-3.7, 37.5]: a candidate further below the best can't
+#: win.
 _NOISE_SPAN = 41.5
-#: How many candidates top-p sorts at first; sixteen times as many whenever they don't hold enough probability.
+#: How many candidates top-p sorts at first; sixteen times as many whenever they don't hold enough
+#: probability.
 _FIRST_SORTED = 1024
 
 
@@ -55,7 +58,11 @@ def check_sampling(sampling: Sampling) -> None:
         value = getattr(sampling, name)
         good = low <= value <= high if closed else low < value <= high  # false for NaN
         if not good:
-            interval = f"{'[' if closed else '('}{low:g}, {high:g}]" if isinstance(low, float) else f"[{low}, {high}]"
+            interval = (
+                f"{'[' if closed else '('}{low:g}, {high:g}]"
+                if isinstance(low, float)
+                else f"[{low}, {high}]"
+            )
             raise BadRequest(f"{name} is {value}; it must lie in {interval}", setting=name)
 
 
@@ -71,8 +78,8 @@ def pick(
     logits: f32 [vocab]; not changed. history: the token ids of positions [0, position), needed only where
     `sampling.needs_history`; `answer_start` is the index in it at which the answer begins. Order: repetition,
     presence and frequency penalties, temperature, top-k, top-p, min-p, draw. Candidates are ordered by (logit
-    descending, id ascending) and ties go to the lowest id everywhere. Raises NonFiniteOutput on NaN or infinity,
-    BadRequest when an id of the history is not of the vocabulary.
+    descending, id ascending) and ties go to the lowest id everywhere. Raises NonFiniteOutput on NaN or
+    infinity, BadRequest when an id of the history is not of the vocabulary.
     """
     if logits.ndim != 1 or logits.size == 0:
         raise ValueError(f"logits must be [vocab], not {logits.shape}")
@@ -95,7 +102,9 @@ def gumbel(seed: int, position: int, ids: I64, vocab: int) -> F64:
     """Standard Gumbel noise [len(ids)] of these token ids; bits depend on (seed, position, id) alone."""
     if 2 * ids.size > vocab:  # cheaper: every block once, both halves used
         words = philox4x32(np.arange((vocab + 1) // 2, dtype=np.uint64), position, seed)
-        pairs = np.stack([words[0] << _SHIFT32 | words[1], words[2] << _SHIFT32 | words[3]], axis=1).reshape(-1)
+        pairs = np.stack([words[0] << _SHIFT32 | words[1], words[2] << _SHIFT32 | words[3]], axis=1).reshape(
+            -1
+        )
         bits = pairs[ids]
     else:
         words = philox4x32(ids.astype(np.uint64) >> np.uint64(1), position, seed)
@@ -108,7 +117,8 @@ def gumbel(seed: int, position: int, ids: I64, vocab: int) -> F64:
 
 
 def philox4x32(counter: U64, position: int, seed: int) -> tuple[U64, U64, U64, U64]:
-    """Philox4x32-10 of the counters (counter, position) under the key `seed`; four words [n], each below 2^32.
+    """Philox4x32-10 of the counters (counter, position) under the key `seed`; four words [n], each below
+    2^32.
 
     counter: 64-bit values, the low half of the 128-bit counter; position is its high half.
     """
@@ -129,7 +139,7 @@ def philox4x32(counter: U64, position: int, seed: int) -> tuple[U64, U64, U64, U
 def _penalised(logits: F32, sampling: Sampling, history: I64, answer_start: int) -> F32:
     """A copy of the logits with the penalties applied, f32 [vocab]."""
     vocab = logits.size
-    if history.size and not (0 <= int(history.min()) and int(history.max()) < vocab):
+    if history.size and (int(history.min()) < 0 or int(history.max()) >= vocab):
         raise BadRequest(f"the history holds a token id outside the vocabulary of {vocab}")
     out = logits.copy()
     limit = np.finfo(np.float32).max
@@ -173,7 +183,7 @@ def _candidates(logits: F32, sampling: Sampling) -> I64:
 
 
 def _order_keys(logits: F32) -> U64:
-    """One u64 for each id that sorts ascending as (logit descending, id ascending) does; the low half is the id."""
+    """One u64 for each id that sorts as (logit descending, id ascending) does; its low half is the id."""
     bits: U32 = (logits + np.float32(0)).view(np.uint32)  # -0.0 becomes 0.0, so that they are a tie
     negative = (bits >> np.uint32(31)).astype(bool)
     descending = np.where(negative, bits, ~(bits | np.uint32(0x80000000))).astype(np.uint64)

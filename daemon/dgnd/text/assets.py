@@ -5,11 +5,11 @@ Knows nothing of sessions, weights or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dgnd.control.api import ChatMessage
-from dgnd.errors import ModelError
 from dgnd.text import templates
 from dgnd.text.chat import ChatEncoder
 from dgnd.text.detokenizer import Detokenizer, make_stages
@@ -18,54 +18,69 @@ from dgnd.text.model_files import TextConfig, read_text_config
 from dgnd.text.special_text import Placeholders, token_pattern
 from dgnd.text.tokenizer import Tokenizer, check_text
 
+#: An added token that looks like this marks something up, whether or not the tokenizer calls it special.
+_MARKUP = re.compile(r"<\S+>|\[\S+\]")
+
 
 class TextAssets:
-    """A model's tokenizer, chat template and ends. Immutable; may be shared by all sessions."""
+    """A model's tokenizer, chat template and ends. Immutable; all sessions and threads may share it.
 
-    def __init__(self, tokenizer: Tokenizer, config: TextConfig, chat_template: str, eos_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+    vocab_size: one more than the largest id. eos_token_ids: every id that ends an answer. template_name:
+    "model" for the model's own template, else the name of the built-in one. stop_texts: what ends an answer
+    in a template whose family has no token for it; give them to the StopMatcher together with the user's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: TextConfig,
+        chat_template: str = "auto",
+        eos_ids: Iterable[int] = (),
+    ) -> None:
+        self._tokenizer, self._config = tokenizer, config
+        named = config.named_tokens
         added = frozenset(tokenizer.added.values())
-        self.vocab_size = tokenizer.vocab_size  #: one more than the largest id
-        bos = tokenizer.token_to_id(config.named_tokens.get("bos_token", ""))
-        self.bos_token_id: int | None = config.bos_id if bos is None else bos
-        if chat_template == "auto" and config.chat_template is not None:
-            chosen = None
-            source, where = config.chat_template, str(config.template_file)
-        else:
-            templates.check_name(chat_template)
-            named = chat_template != "auto"
-            chosen = templates.builtin(chat_template) if named else templates.choose(added, config.hints)
-            source, where = chosen.source, f"built-in template {chosen.name}"
-        #: "model" for the model's own, else the name of the built-in one
-        self.template_name: str = chosen.name if chosen else "model"
-        #: texts that end an answer in this template where no token does
-        self.stop_texts: tuple[str, ...] = chosen.stop_texts if chosen else ()
-        ends = [config.named_tokens.get("eos_token"), *(chosen.ends if chosen else ())]
-        end_ids = [tokenizer.token_to_id(end) for end in ends if end]
-        self.eos_token_ids: frozenset[int] = frozenset(
-            [*eos_ids, *config.eos_ids, *(end_id for end_id in end_ids if end_id is not None)]
+        bos_id = tokenizer.token_to_id(named.get("bos_token", ""))
+        self.vocab_size: int = tokenizer.vocab_size
+        self.bos_token_id: int | None = config.bos_id if bos_id is None else bos_id
+        chosen = _choose(config, chat_template, added)
+        source, where = (
+            (chosen.source, f"built-in template {chosen.name}")
+            if chosen
+            else (config.chat_template or "", str(config.template_file))
         )
-        variables = dict(config.named_tokens)
-        if chosen:
-            eos = config.named_tokens.get("eos_token", "")
-            v3 = "[INST]" in added
-            variables = {
-                "bos_token": config.named_tokens.get("bos_token", ""),
-                "eos_token": eos,
-                "end_token": "<|end|>" if "<|end|>" in added or not eos else eos,
-                "user_space": "" if v3 else " ",
-                "answer_space": " " if v3 else "",
-            }
-        special = {tokenizer.added[token_id] for token_id in tokenizer.special_ids}
-        control = frozenset(special | {t for t in added if t in source and not t.isspace()})
-        self._raw_pattern = token_pattern(special)
+        self.template_name: str = chosen.name if chosen else "model"
+        self.stop_texts: tuple[str, ...] = chosen.stop_texts if chosen else ()
+        ends = [
+            tokenizer.token_to_id(end)
+            for end in (named.get("eos_token", ""), *(chosen.ends if chosen else ()))
+        ]
+        self._close_id = next((end for end in reversed(ends) if end is not None), None)
+        self.eos_token_ids: frozenset[int] = frozenset(
+            [*eos_ids, *config.eos_ids, *(end for end in ends if end is not None)]
+        )
+        control = frozenset(
+            text
+            for token_id, text in tokenizer.added.items()
+            if token_id in tokenizer.special_ids
+            or text in named.values()
+            or _MARKUP.fullmatch(text)
+            or (text in source and not text.isspace())
+        )
+        self._raw_pattern = token_pattern(control)
+        variables = self._builtin_variables(source) if chosen else named
         self._chat = ChatEncoder(tokenizer, ChatTemplate(source, where), variables, control)
 
     @classmethod
     def load(
         cls, model_dir: Path, chat_template: str = "auto", eos_token_ids: tuple[int, ...] = ()
     ) -> TextAssets:
-        """Reads the directory. ModelError names the file that can't be used; ConfigError an unknown template name."""
+        """Reads the directory; takes up to seconds for a large vocabulary.
+
+        chat_template: "auto", or the name of a built-in template, which then wins over the model's own.
+        eos_token_ids: further ids that end an answer. ModelError names the file that can't be used;
+        ConfigError an unknown name.
+        """
         templates.check_name(chat_template)
         config = read_text_config(model_dir)
         return cls(Tokenizer.load(model_dir / "tokenizer.json"), config, chat_template, eos_token_ids)
@@ -73,27 +88,53 @@ class TextAssets:
     def encode_raw(self, text: str) -> list[int]:
         """Ids of bare text, with BOS as the tokenizer adds it; special tokens written in it stay text."""
         check_text(text)
+        add_bos = self._config.add_bos
         places = Placeholders([text], self._raw_pattern)
         hidden = places.hide(text)
-        if not places.meaning:
-            return self._tokenizer.encode(text, add_special_tokens=True)
-        return self._tokenizer.aliases.encode(hidden, places.meaning, add_special_tokens=True)
+        encode_hidden = self._tokenizer.aliases.encode if places.meaning else None
+        around = (
+            add_bos is None
+        )  # else tokenizer_config.json decides, as in transformers, not the tokenizer alone
+        if encode_hidden:
+            ids = encode_hidden(hidden, places.meaning, add_special_tokens=around)
+        else:
+            ids = self._tokenizer.encode(text, add_special_tokens=around)
+        return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Ids of a conversation in the model's template, ready for the model to answer."""
+        """Ids of a conversation in the model's template, ready for the model to answer.
+
+        BadRequest when the template refuses the messages, ModelError when it is faulty, LimitError when the
+        text is too long.
+        """
         return self._chat.encode(messages)
 
     def encode_turn(self, context: Sequence[int], text: str, system: str | None = None) -> list[int]:
-        """Ids to append to `context`, which ends with an answer, so that `text` is the next user turn."""
+        """Ids to append to `context`, which ends with an answer, so that `text` is the next user turn.
+
+        The answer may end with an eos id or not; its end is written once. A model's template may write
+        earlier turns differently once they are earlier (drop their reasoning, say); the context stays as it
+        is then. Where a template doesn't show earlier answers at all, or refuses them, the turn is that of a
+        new conversation, without BOS, after the end of the answer.
+        """
         if not context:
             first = [ChatMessage("system", system)] if system else []
             return self.encode_chat([*first, ChatMessage("user", text)])
         ids = self._chat.encode_turn(text, system)
-        if ids and context[-1] in self.eos_token_ids and ids[0] in self.eos_token_ids:
-            return ids[1:]
+        if ids is None:
+            ids = self.encode_chat([ChatMessage("user", f"{system}\n\n{text}" if system else text)])
+            if ids and ids[0] == self.bos_token_id:
+                ids = ids[1:]
+            if self._close_id is not None:
+                ids = [self._close_id, *ids]
+        if context[-1] not in self.eos_token_ids:
+            return ids
+        for index, token_id in enumerate(ids[:4]):
+            if token_id in self.eos_token_ids and not self.decode(ids[:index]).strip():
+                return ids[index + 1 :]
         return ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of the ids; those that are not of the vocabulary have none."""
         detokenizer = self.detokenizer(skip_special)
         return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
@@ -104,12 +145,34 @@ class TextAssets:
         return detokenizer.push(token_id) + detokenizer.finish()
 
     def detokenizer(self, skip_special: bool = True) -> Detokenizer:
-        """For one answer."""
+        """For one answer; its pieces concatenate to `decode`."""
         return self._detokenizer(self._tokenizer.special_ids if skip_special else frozenset(), whole=True)
 
     def _detokenizer(self, skipped: frozenset[int], whole: bool) -> Detokenizer:
         stages = make_stages(self._tokenizer.decoder, self._tokenizer.decode_tokens, whole)
         return Detokenizer(self._tokenizer.id_to_token, stages, skipped)
 
+    def _builtin_variables(self, source: str) -> dict[str, str]:
+        """Whether and how a built-in template writes BOS, and the rest that it refers to.
 
-__all__ = ["ModelError", "TextAssets"]
+        BOS is written when the model has one of its own: not one that also ends answers (GPT-2) or marks
+        turns.
+        """
+        named, tokenizer = self._config.named_tokens, self._tokenizer
+        bos = named.get("bos_token") or tokenizer.added.get(
+            -1 if self.bos_token_id is None else self.bos_token_id, ""
+        )
+        eos = named.get("eos_token") or next(
+            (tokenizer.added[eos_id] for eos_id in self._config.eos_ids if eos_id in tokenizer.added), ""
+        )
+        if bos == eos or (bos and bos in source) or self._config.add_bos is False:
+            bos = ""
+        return templates.variables(bos, eos, tokenizer.lead_after(bos), tokenizer.added.values())
+
+
+def _choose(config: TextConfig, name: str, added: frozenset[str]) -> templates.BuiltinTemplate | None:
+    """The built-in template to use; None for the model's own."""
+    templates.check_name(name)
+    if name != "auto":
+        return templates.builtin(name)
+    return None if config.chat_template is not None else templates.choose(added, config.hints)

@@ -1,4 +1,4 @@
-"""The byte alphabet of byte-level vocabularies (GPT-2, 2019): every byte is written as one printable character."""
+"""The byte alphabet of byte-level vocabularies (GPT-2, 2019): each byte is one printable character."""
 
 from __future__ import annotations
 

@@ -1,80 +1,120 @@
 """Conversations to token ids, in a model's template, so that what users typed stays text.
 
-Where no message holds the text of a special token, the rendered text is encoded as it is, as transformers does.
-Otherwise those texts are hidden behind placeholders while the template runs. The special tokens of the result are
-counted against those of harmless messages; where they differ (a normaliser made one, or a message and the template
-joined into one), all messages are hidden as a whole. Knows nothing of sessions.
+Where no message holds the text of a control token, the rendered text is encoded as it is, as transformers
+does. Otherwise those texts are hidden behind placeholders while the template runs. Then the control tokens of
+the result are counted against those of harmless messages; where they differ (a normaliser made one, or a
+message and the template joined into one), whole messages are hidden. Knows nothing of sessions.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from dgnd.control.api import ChatMessage
-from dgnd.errors import BadRequest, ModelError
-from dgnd.text.jinja_sandbox import ChatTemplate
+from dgnd.errors import BadRequest
+from dgnd.text.jinja_sandbox import ChatTemplate, TemplateRefused
 from dgnd.text.special_text import Placeholders, token_pattern
-from dgnd.text.tokenizer import MAX_PROMPT_BYTES, Tokenizer, check_text
+from dgnd.text.tokenizer import Tokenizer, check_text
 
 #: Stands for the answer that is in the context already, when a turn is appended.
 _ANSWER = "\U000ffff0"
 _HARMLESS = "x"
+#: Texts before which a continuation is encoded, so that no tokenizer takes it for the beginning of a text.
+_ANCHORS = ("a", "\n", ".", "0")
 
 Render = Callable[[Sequence[str]], str]  # contents of the messages to text
 
 
 class ChatEncoder:
-    """One model's conversations."""
+    """One model's conversations. `control`: texts of the tokens that no message may contain as tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, variables: dict[str, str],
-                 control_tokens: frozenset[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        variables: Mapping[str, str],
+        control: frozenset[str],
+    ) -> None:
         self._tokenizer, self._template, self._variables = tokenizer, template, variables
-        self._pattern = token_pattern(control_tokens)
+        self._pattern = token_pattern(control)
         unk = tokenizer.unk_id
-        self._control_ids = {i for i, text in tokenizer.added.items() if text in control_tokens and i != unk}
+        self._control_ids = {i for i, text in tokenizer.added.items() if text in control and i != unk}
 
     def encode(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Ids of the conversation and of the prompt for an answer."""
         if not messages:
             raise BadRequest("there are no messages")
+        roles = [message.role for message in messages]
         contents = [message.content for message in messages]
-        return self._encode(lambda texts: self._render([m.role for m in messages], texts), contents)
+        return self._encode(lambda texts: self._render(roles, texts), contents, self._tokenizer_ids)
 
-    def encode_turn(self, text: str, system: str | None) -> list[int]:
-        """Ids that close an answer and ask for the next one."""
-        roles = ["user", "assistant", *(["system"] if system else []), "user"]
-        contents = [*([system] if system else []), text]
+    def encode_turn(self, text: str, system: str | None) -> list[int] | None:
+        """Ids that close an answer and ask for the next one: what the template writes after an earlier
+        answer.
+
+        None when the template doesn't write earlier answers out, or refuses such a conversation.
+        """
+        if system:
+            try:
+                ids = self._turn(["system", "user"], [system, text])
+            except TemplateRefused:
+                ids = None
+            if ids is not None:
+                return ids
+            text = f"{system}\n\n{text}"
+        try:
+            return self._turn(["user"], [text])
+        except TemplateRefused:
+            return None
+
+    def _turn(self, roles: Sequence[str], contents: list[str]) -> list[int] | None:
+        found = True
 
         def render(texts: Sequence[str]) -> str:
-            full = self._render(roles, [_HARMLESS, _ANSWER, *texts])
-            before, found, after = full.rpartition(_ANSWER)
-            if not found:
-                raise ModelError("no answer in the rendered text")
+            nonlocal found
+            full = self._render(["user", "assistant", *roles], [_HARMLESS, _ANSWER, *texts])
+            _before, answer, after = full.rpartition(_ANSWER)
+            found = found and bool(answer) and _HARMLESS in _before
             return after
 
-        return self._encode(render, contents)
+        ids = self._encode(render, contents, self._continuation_ids)
+        return ids if found else None
 
     def _render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
         messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
         return self._template.render(messages, self._variables)
 
-    def _encode(self, render: Render, contents: list[str]) -> list[int]:
-        check_text("\n".join(contents), MAX_PROMPT_BYTES)
-        harmless = render([_HARMLESS if content.strip() else content for content in contents])
-        expected = self._control_counts(self._tokenizer.encode(harmless))
-        places = Placeholders(contents, self._pattern)
-        hidden = [places.hide(content) for content in contents]
-        rendered = render(hidden)
-        if places.meaning:
-            ids = self._tokenizer.aliases.encode(rendered, places.meaning)
-        else:
-            ids = self._tokenizer.encode(rendered)
-        if self._control_counts(ids) == expected:
+    def _encode(
+        self, render: Render, contents: list[str], to_ids: Callable[[str, Mapping[str, str]], list[int]]
+    ) -> list[int]:
+        check_text("\n".join(contents))
+        expected = self._count(
+            to_ids(render([_HARMLESS if content.strip() else content for content in contents]), {})
+        )
+        places = Placeholders([*contents, _ANSWER], self._pattern)
+        ids = to_ids(render([places.hide(content) for content in contents]), places.meaning)
+        if self._count(ids) == expected:
             return ids
-        places = Placeholders(contents, self._pattern)
-        rendered = render([places.new(content) if content.strip() else content for content in contents])
-        return self._tokenizer.aliases.encode(rendered, places.meaning)
+        places = Placeholders([*contents, _ANSWER], self._pattern)
+        hidden = [places.new(content) if content.strip() else content for content in contents]
+        return to_ids(render(hidden), places.meaning)
 
-    def _control_counts(self, ids: Sequence[int]) -> Counter[int]:
+    def _tokenizer_ids(self, rendered: str, meaning: Mapping[str, str]) -> list[int]:
+        if meaning:
+            return self._tokenizer.aliases.encode(rendered, meaning)
+        return self._tokenizer.encode(rendered)
+
+    def _continuation_ids(self, rendered: str, meaning: Mapping[str, str]) -> list[int]:
+        """Ids of text that goes on after an answer, so without the space that some put before a text."""
+        if self._pattern.match(rendered):
+            return self._tokenizer_ids(rendered, meaning)
+        for anchor in _ANCHORS:
+            before = self._tokenizer_ids(anchor, meaning)
+            ids = self._tokenizer_ids(anchor + rendered, meaning)
+            if ids[: len(before)] == before:
+                return ids[len(before) :]
+        return self._tokenizer_ids(rendered, meaning)
+
+    def _count(self, ids: Sequence[int]) -> Counter[int]:
         return Counter(token_id for token_id in ids if token_id in self._control_ids)

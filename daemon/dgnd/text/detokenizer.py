@@ -1,9 +1,10 @@
 """Token ids to text, one at a time: what is shown is never half a character and is never taken back.
 
-The decoder of `tokenizer.json` is rebuilt as a chain of stages that hold back only what they must: bytes that don't
-make a character yet. The text of a sequence of ids is what the pieces make when put together; that is also what
-`TextAssets.decode` returns. It equals `Tokenizer.decode` of the library, except where a run of byte tokens holds
-both characters and invalid bytes: the library then drops the characters too, and can't know before the run ends.
+The decoder of `tokenizer.json` is rebuilt as a chain of stages that hold back only what they must: bytes that
+don't make a character yet. The text of a sequence of ids is what the pieces make when put together; that is
+also what `TextAssets.decode` returns. It equals `Tokenizer.decode` of the library, except where a run of byte
+tokens holds both characters and invalid bytes: the library then drops the characters too, and can't know
+before the run ends.
 
 A decoder that is not known here is run by the library over a short window (`WindowStage`).
 Knows nothing of stops or of sessions.
@@ -113,7 +114,7 @@ class MetaspaceStage:
 
 
 class WindowStage:
-    """Any other decoder: decodes a short window of tokens with and without the new one and gives the difference."""
+    """Any other decoder: a short window of tokens is decoded with and without the new one."""
 
     _LONGEST = 16  #: tokens that are held back at most
 
@@ -143,7 +144,9 @@ class WindowStage:
 class Detokenizer:
     """One sequence of ids on its way to text."""
 
-    def __init__(self, token: Callable[[int], str | None], stages: list[Stage], skipped: Collection[int]) -> None:
+    def __init__(
+        self, token: Callable[[int], str | None], stages: list[Stage], skipped: Collection[int]
+    ) -> None:
         self._token, self._stages, self._skipped = token, stages, skipped
 
     def push(self, token_id: int) -> str:
@@ -162,11 +165,13 @@ class Detokenizer:
         return text
 
 
-def make_stages(decoder: dict[str, Any] | None, decode: Callable[[Sequence[str]], str], whole: bool) -> list[Stage]:
+def make_stages(
+    decoder: dict[str, Any] | None, decode: Callable[[Sequence[str]], str], whole: bool
+) -> list[Stage]:
     """The stages for a decoder as described in tokenizer.json.
 
-    decode: the library's own decoder, for kinds not known here. `whole` false: as in the middle of a text, so that
-    nothing is taken off the beginning.
+    decode: the library's own decoder, for kinds not known here. `whole` false: as in the middle of a text, so
+    that nothing is taken off the beginning.
     """
     if decoder is None:
         return [WindowStage(decode)]

@@ -1,12 +1,14 @@
-"""Chat templates of models, run as transformers runs them, but bounded: they come from strangers.
+"""Chat templates of models, run as transformers runs them, within the bounds of `dgnd.text.jinja_bounds`.
 
-Knows nothing of tokens; gives text.
+What a template sees: `messages` (role and content), `add_generation_prompt`, `tools` and `documents` (none),
+the special tokens by role (`bos_token`, …), `raise_exception`, `strftime_now`, the filter `tojson` without
+HTML escapes, `{% generation %}`, `break` and `continue`. Knows nothing of tokens; gives text.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,73 +16,100 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
-import jinja2.sandbox
 
 from dgnd.errors import BadRequest, ModelError
+from dgnd.text.jinja_allowance import MAX_TEXT, TemplateLimit, with_allowance
+from dgnd.text.jinja_bounds import BoundedEnvironment
 
-MAX_OUTPUT = 16 << 20  #: characters that one rendering may have
+MAX_TEMPLATE = 1 << 20  #: characters of a template's source
+
+
+class TemplateRefused(BadRequest):
+    """The template itself refused these messages (raise_exception)."""
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %} … {% endgeneration %}` marks answers for training; here it is only its body."""
+    """`{% generation %} … {% endgeneration %}` marks answers for training; here only its body matters."""
 
     tags = {"generation"}  # noqa: RUF012  jinja2 declares it so
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        """The body's statements."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-class TemplateRefusal(BadRequest):
-    """The template itself refused the messages (raise_exception)."""
-
-    kind = "template_refused"
-
-
 class ChatTemplate:
-    """One compiled template."""
+    """One compiled template; `where` is named in its errors."""
 
     def __init__(self, source: str, where: str) -> None:
         self._where = where
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        if len(source) > MAX_TEMPLATE:
+            raise ModelError(f"{where}: chat_template has {len(source)} characters, more than {MAX_TEMPLATE}")
+        environment = BoundedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, jinja2.ext.loopcontrols]
         )
-        environment.filters["tojson"] = _tojson
+        environment.add_filter("tojson", _tojson)
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = _strftime_now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            line = getattr(error, "lineno", None)
-            raise ModelError(f"{where}: chat_template{f', line {line}' if line else ''}: {error.message}") from None
+        except Exception as error:  # noqa: BLE001  a stranger's template can make the compiler raise anything
+            raise self._fault(error) from None
 
-    def render(self, messages: Sequence[dict[str, str]], variables: dict[str, str]) -> str:
-        """The conversation as text, with the generation prompt."""
+    def render(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, str]) -> str:
+        """The conversation as text, with the prompt for an answer.
+
+        TemplateRefused when the template refuses the messages; ModelError, in one line, for a faulty template
+        or one that goes beyond its bounds.
+        """
         try:
-            pieces: list[str] = []
-            size = 0
-            for piece in self._template.generate(
-                messages=list(messages), tools=None, documents=None, add_generation_prompt=True, **variables
-            ):
-                pieces.append(piece)
-                size += len(piece)
-                if size > MAX_OUTPUT:
-                    raise ModelError(f"{self._where}: chat_template makes more than {MAX_OUTPUT} characters")
-            return "".join(pieces)
-        except TemplateRefusal:
+            return with_allowance(lambda: self._pieces(messages, variables))
+        except TemplateRefused:
             raise
-        except jinja2.TemplateError as error:
-            raise ModelError(f"{self._where}: chat_template: {error.message}") from None
+        except Exception as error:  # noqa: BLE001  a stranger's template can raise anything, also from Python's core
+            raise self._fault(error) from None
+
+    def _pieces(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, str]) -> str:
+        pieces: list[str] = []
+        size = 0
+        for piece in self._template.generate(
+            {
+                "messages": [dict(message) for message in messages],
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": True,
+                **variables,
+            }
+        ):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_TEXT:
+                raise TemplateLimit(f"it puts out more than {MAX_TEXT} characters")
+        return "".join(pieces)
+
+    def _fault(self, error: Exception) -> ModelError:
+        line = getattr(error, "lineno", None)
+        place = f"chat_template, line {line}" if line else "chat_template"
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        return ModelError(f"{self._where}: {place}: {what}")
 
 
-def _raise_exception(message: str) -> None:
-    raise TemplateRefusal(f"the model's chat template refuses these messages: {message}")
+def _raise_exception(message: object) -> None:
+    text = " ".join(str(message).split())[:300]
+    raise TemplateRefused(f"the model's chat template refuses these messages: {text}")
 
 
 def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _strftime_now(form: str) -> str:

@@ -20,7 +20,7 @@ MAX_TOKENIZER_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """The settings around a tokenizer. Token fields are the tokens' texts, `named_tokens` all of them by role."""
+    """The settings around a tokenizer. `named_tokens`: texts of tokens by role (`bos_token`, …)."""
 
     named_tokens: dict[str, str]
     chat_template: str | None
@@ -100,7 +100,7 @@ def _named_tokens(values: dict[str, Any]) -> dict[str, str]:
 
 
 def _chat_template(model_dir: Path, tokenizer: dict[str, Any]) -> tuple[str | None, Path | None]:
-    """The default chat template: `chat_template.jinja` before `tokenizer_config.json`, as transformers looks."""
+    """The default template: `chat_template.jinja` before `tokenizer_config.json`, as in transformers."""
     jinja = model_dir / "chat_template.jinja"
     if jinja.exists():
         return read_text(jinja, MAX_CONFIG_BYTES), jinja

@@ -1,9 +1,9 @@
 """Keeping what users typed from becoming special tokens.
 
-A twin of the tokenizer is made in which every added token goes by a secret name: a few random private-use characters.
-In a text for the twin, the special tokens that the template wrote are replaced by their secret names; what the user
-typed stays as typed, and there is nothing in it that the twin could take for special. So text and special tokens are
-still encoded together, with the same merges and the same spaces as always.
+A twin of the tokenizer is made in which every added token goes by a secret name: a few random private-use
+characters. In a text for the twin, the special tokens that the template wrote are replaced by their secret
+names; what the user typed stays as typed, and there is nothing in it that the twin could take for special. So
+text and special tokens are still encoded together, with the same merges and the same spaces as always.
 
 Knows nothing of templates or of messages.
 """
@@ -84,8 +84,10 @@ class SpecialAliases:
         ):
             self._twin = None
 
-    def encode(self, rendered: str, meaning: Mapping[str, str], add_special_tokens: bool = False) -> list[int]:
-        """Ids of `rendered`, in which token texts are tokens and each placeholder is the text that it means."""
+    def encode(
+        self, rendered: str, meaning: Mapping[str, str], add_special_tokens: bool = False
+    ) -> list[int]:
+        """Ids of `rendered`: token texts are tokens, and each placeholder is the text that it means."""
         if self._twin is None:
             hidden = next(iter(meaning.values()), "a special token")
             raise BadRequest(f"this model's tokenizer can't take {hidden!r} as text; leave it out")
@@ -101,7 +103,7 @@ class SpecialAliases:
 
 
 def _rename(description: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The tokenizer's description with the tokens under their new names, and no merge that makes one of them."""
+    """The description with the tokens under their new names, and without the merges that make one."""
     for token in description.get("added_tokens", []):
         token["content"] = names[token["content"]]
     model = description["model"]
@@ -113,7 +115,9 @@ def _rename(description: dict[str, Any], names: Mapping[str, str]) -> dict[str, 
     if isinstance(model.get("unk_token"), str):
         model["unk_token"] = names.get(model["unk_token"], model["unk_token"])
     if "merges" in model:
-        pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+        pairs = [
+            tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]
+        ]
         model["merges"] = [
             list(pair) for pair in pairs if not any(part in names for part in (*pair, "".join(pair)))
         ]

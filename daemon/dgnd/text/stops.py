@@ -1,8 +1,9 @@
 """Where an answer ends: an eos id, a stop text (also across token borders), or a sequence of token ids.
 
-Text that might be the beginning of a stop is held back until it is known not to be. How the text is cut into pieces
-changes nothing: a stop text counts where it first ends (the longest of those that end there). Matching is that of
-Knuth, Morris and Pratt, so a character costs a constant for each stop. Knows nothing of tokenizers.
+Text that might be the beginning of a stop is held back until it is known not to be. How the text is cut into
+pieces changes nothing: a stop text counts where it first ends (the longest of those that end there). Matching
+is that of Knuth, Morris and Pratt, so a character costs a constant for each stop. Knows nothing of
+tokenizers.
 """
 
 from __future__ import annotations
@@ -53,11 +54,14 @@ def check_stops(stop_texts: Sequence[str], stop_id_sequences: Sequence[Sequence[
     """Raises BadRequest for stops that are empty, too long or too many."""
     for name, stops in (("stop", stop_texts), ("stop_ids", stop_id_sequences)):
         if len(stops) > MAX_STOPS:
-            raise BadRequest(f"{name} has {len(stops)} entries; at most {MAX_STOPS} are allowed", setting=name)
+            raise BadRequest(
+                f"{name} has {len(stops)} entries; at most {MAX_STOPS} are allowed", setting=name
+            )
         for stop in stops:
             if not 0 < len(stop) <= MAX_STOP_LENGTH:
                 raise BadRequest(
-                    f"an entry of {name} has length {len(stop)}; it must lie in [1, {MAX_STOP_LENGTH}]", setting=name
+                    f"an entry of {name} has length {len(stop)}; it must lie in [1, {MAX_STOP_LENGTH}]",
+                    setting=name,
                 )
 
 
@@ -82,7 +86,8 @@ class StopMatcher:
     def push(self, token_id: int, piece: str) -> Shown:
         """Takes the next token and the text that the detokenizer gave for it.
 
-        An eos token's own text is not shown, nor is that of a stop sequence. After a stop only `flush` may follow.
+        An eos token's own text is not shown, nor is that of a stop sequence. After a stop only `flush` may
+        follow.
         """
         if token_id in self._eos:
             return Shown(self._release(self._end), True, "eos")

@@ -1,8 +1,8 @@
 """The tokenizer of a model: `tokenizer.json` through the library `tokenizers`, with bounds and typed errors.
 
-`encode` lets special tokens that are written in the text become special tokens: it is for text that a template made.
-`encode_marked` takes text in which it was decided beforehand what is special and what is only text (see
-`dgnd.text.special_text`). Knows nothing of templates.
+`encode` lets special tokens that are written in the text become special tokens: it is for text that a
+template made. `aliases.encode` takes text in which it was decided beforehand what is special and what is only
+text (see `dgnd.text.special_text`). Knows nothing of templates.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ MAX_PROMPT_BYTES = 4 << 20
 
 
 def check_text(text: str, limit: int = MAX_PROMPT_BYTES) -> None:
-    """Raises BadRequest when the text is not Unicode, LimitError with both numbers when it is longer than the limit."""
+    """Raises BadRequest when the text is not Unicode, LimitError with both numbers when it is too long."""
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
         raise BadRequest(f"the text has half a surrogate pair at character {error.start}") from None
     if size > limit:
-        raise LimitError(f"the text has {size} bytes, more than the {limit} that are tokenised", bytes=size, limit=limit)
+        raise LimitError(
+            f"the text has {size} bytes, more than the {limit} that are tokenised", bytes=size, limit=limit
+        )
 
 
 class Tokenizer:
@@ -79,7 +81,7 @@ class Tokenizer:
         return found
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Ids of text that may name special tokens. `add_special_tokens`: those the tokenizer puts around a text."""
+        """Ids of text that may name special tokens. `add_special_tokens`: those around a text."""
         ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
@@ -87,6 +89,17 @@ class Tokenizer:
         """The library's own decoding of token strings."""
         decoder = self._inner.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    def lead_after(self, special: str) -> str:
+        """What to write after the special token so that the text there begins with a space as SentencePiece
+        has it.
+
+        "" where the tokenizer puts that space itself, or knows none; " " where it only does so when told.
+        """
+        if "▁" not in "".join(map(str, map(self.id_to_token, self.encode("a a")))):
+            return ""
+        after = self.encode(special + "a")[1 if special else 0 :]
+        return "" if after and str(self.id_to_token(after[0])).startswith("▁") else " "
 
     @property
     def aliases(self) -> SpecialAliases:
