@@ -10,6 +10,7 @@ its own, and nothing of addresses or of what frames beyond Hello mean.
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from functools import partial
 from typing import Protocol
@@ -92,12 +93,12 @@ class Link:
                     self.fail(error, close=False)
                     await self.say_goodbye(error.message)
                 nursery.cancel_scope.cancel()
-        except trio.Cancelled:
-            with trio.CancelScope(shield=True):
-                await self.say_goodbye("shutting down")
-            raise
         finally:
-            self.fail(PeerGone("closed by this node"))
+            if self.error is None:
+                cancelled = trio.current_effective_deadline() == -math.inf
+                with trio.CancelScope(shield=True):
+                    await self.say_goodbye("shutting down" if cancelled else "a fault at this node, see its log")
+            self._mux.close_now()
 
     def fail(self, error: PeerError, close: bool = True) -> None:
         """Ends the link for `error`; only the first one counts."""
