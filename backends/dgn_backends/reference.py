@@ -21,7 +21,16 @@ from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
 from dgn_backends.errors import BackendError, BackendUnavailable
 from dgn_backends.kv import PAGE_POSITIONS, PagedKV
 from dgn_backends.model import ModelConfig
-from dgn_backends.reference_math import TILE_ROWS, BlockWeights, Linear, Norm, attention, tile_count
+from dgn_backends.reference_math import (
+    SUM_LENGTH,
+    TILE_COLUMNS,
+    TILE_ROWS,
+    BlockWeights,
+    Linear,
+    Norm,
+    attention,
+    tile_count,
+)
 from dgn_backends.rope import angles, cos_sin, rotate
 from dgn_backends.span import Span
 from dgn_backends.step_check import check_step
@@ -256,7 +265,8 @@ def numerics() -> str:
         config["SIMD Extensions"].get("found") or config["SIMD Extensions"].get("baseline") or ["none"]
     )
     return (
-        f"reference f32 kv=f32 rows={TILE_ROWS} page={PAGE_POSITIONS} numpy={np.__version__} "
+        f"reference f32 kv=f32 tiles={TILE_ROWS},{TILE_COLUMNS},{SUM_LENGTH},{PAGE_POSITIONS} "
+        f"numpy={np.__version__} "
         f"blas={blas['name']}-{blas['version']} cpu={platform.machine()}-{vector_units[-1]}"
     )
 

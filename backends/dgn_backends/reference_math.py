@@ -6,6 +6,10 @@ TILE_ROWS, a row's tile and its place in it are given by its absolute position a
 shape, however a prompt is cut and whatever else is in the batch, and each row's bits depend on its own input
 and KV only.
 
+BLAS may also divide a product among threads, and then rounds by their number. So a product is taken in parts
+that are too small to be divided (and whose sums are too short to be cut): TILE_COLUMNS by SUM_LENGTH of a
+weight.
+
 Knows nothing of sequences, spans or files.
 """
 
@@ -22,6 +26,8 @@ from dgn_backends.kv import PAGE_POSITIONS
 F32 = npt.NDArray[np.float32]
 
 TILE_ROWS = 16
+TILE_COLUMNS = 64
+SUM_LENGTH = 256
 assert PAGE_POSITIONS % TILE_ROWS == 0  # so that a tile never straddles two pages
 
 _SCORE_BYTES = 8 << 20  # bound on the scores that are held at once
@@ -36,7 +42,7 @@ class Linear:
 
     def __call__(self, x: F32) -> F32:
         """[tiles, TILE_ROWS, in] to [tiles, TILE_ROWS, out]."""
-        y: F32 = np.matmul(x, self.weight.T)
+        y = product(x, self.weight)
         if self.bias is not None:
             y += self.bias
         return y
@@ -85,56 +91,76 @@ def tile_count(start: int, count: int) -> int:
     return (start + count - 1) // TILE_ROWS - start // TILE_ROWS + 1
 
 
+def product(x: F32, weight: F32) -> F32:
+    """x @ weight.T in fixed parts: [tiles, TILE_ROWS, in] and [out, in] to [tiles, TILE_ROWS, out]."""
+    tiles, rows, n_in = x.shape
+    n_out = weight.shape[0]
+    n_parts = n_out // TILE_COLUMNS
+    whole = n_parts * TILE_COLUMNS  # the rest of the columns is a part of its own
+    y = np.empty((tiles, rows, n_out), dtype=np.float32)
+    columns = y[..., :whole].reshape(tiles, rows, n_parts, TILE_COLUMNS).swapaxes(1, 2)  # a view of y
+    for begin in range(0, n_in, SUM_LENGTH):
+        summed = slice(begin, begin + SUM_LENGTH)
+        length = min(SUM_LENGTH, n_in - begin)
+        parts = weight[:whole, summed].reshape(n_parts, TILE_COLUMNS, length).swapaxes(1, 2)
+        if begin == 0:
+            np.matmul(x[:, None, :, summed], parts, out=columns)
+            np.matmul(x[..., summed], weight[whole:, summed].T, out=y[..., whole:])
+        else:
+            columns += np.matmul(x[:, None, :, summed], parts)
+            y[..., whole:] += np.matmul(x[..., summed], weight[whole:, summed].T)
+    return y
+
+
 def attention(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
     """Causal attention with grouped key heads; scores and softmax in f32.
 
     `queries` [tiles, TILE_ROWS, n_heads, head_dim] stand at the positions from `first_tile * TILE_ROWS` on;
     `pages` hold the keys and values [n_kv_heads, PAGE_POSITIONS, head_dim] from position 0 on, up to the last
-    real query. Returns [tiles, TILE_ROWS, n_heads * head_dim]. Query heads that share a key head are rows of
-    one product, so keys and values are never repeated.
+    real query. Returns [tiles, TILE_ROWS, n_heads * head_dim]. Keys and values are broadcast to the query
+    heads that share them, never repeated.
     """
     tiles, rows, n_heads, head_dim = queries.shape
     n_kv_heads = pages[0][0].shape[0]
-    group = n_heads // n_kv_heads
-    grouped = queries.reshape(tiles, rows, n_kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    grouped = (grouped * np.float32(head_dim**-0.5)).reshape(tiles, n_kv_heads, group * rows, head_dim)
-    out = np.empty((tiles, rows, n_kv_heads, group, head_dim), dtype=np.float32)
+    grouped = queries.reshape(tiles, rows, n_kv_heads, n_heads // n_kv_heads, head_dim).transpose(
+        0, 2, 3, 1, 4
+    )
+    grouped = np.ascontiguousarray(grouped) * np.float32(head_dim**-0.5)
+    out = np.empty((tiles, rows, n_heads * head_dim), dtype=np.float32)
+    by_head = out.reshape(tiles, rows, n_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)  # a view of out
     at_once = max(1, _SCORE_BYTES // (4 * n_heads * rows * PAGE_POSITIONS * len(pages)))
     for begin in range(0, tiles, at_once):
-        part = grouped[begin : begin + at_once]
-        mixed = _attend(part, group, first_tile + begin, pages)
-        shape = (part.shape[0], n_kv_heads, group, rows, head_dim)
-        out[begin : begin + at_once] = mixed.reshape(shape).transpose(0, 3, 1, 2, 4)
-    return out.reshape(tiles, rows, n_heads * head_dim)
+        some = slice(begin, begin + at_once)
+        by_head[some] = _attend(grouped[some], first_tile + begin, pages)
+    return out
 
 
-def _attend(queries: F32, group: int, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
-    """`queries` [tiles, n_kv_heads, group * TILE_ROWS, head_dim], scaled; the same shape comes back."""
-    tiles, n_kv_heads, rows, _ = queries.shape
+def _attend(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
+    """`queries` [tiles, n_kv_heads, group, TILE_ROWS, head_dim], scaled; the same shape comes back."""
+    tiles = queries.shape[0]
     last = (first_tile + tiles) * TILE_ROWS - 1
     pages = pages[: last // PAGE_POSITIONS + 1]
-    scores = np.empty((len(pages), tiles, n_kv_heads, rows, PAGE_POSITIONS), dtype=np.float32)
+    scores = np.empty((len(pages), *queries.shape[:4], PAGE_POSITIONS), dtype=np.float32)
     for index, (keys, _values) in enumerate(pages):
-        np.matmul(queries, keys.swapaxes(-1, -2), out=scores[index])
-    _mask(scores, group, first_tile)
-    scores -= scores.max(axis=(0, 4))[None, ..., None]  # a maximum is exact, in whatever order it is taken
+        np.matmul(queries, keys[:, None].swapaxes(-1, -2), out=scores[index])
+    _mask(scores, first_tile)
+    scores -= scores.max(axis=(0, -1))[None, ..., None]  # a maximum is exact, in whatever order it is taken
     np.exp(scores, out=scores)
     page_sums = scores.sum(axis=-1)
-    mixed: F32 = np.matmul(scores[0], pages[0][1])
+    mixed: F32 = np.matmul(scores[0], pages[0][1][:, None])
     total = page_sums[0]
     for index in range(1, len(pages)):
-        mixed += np.matmul(scores[index], pages[index][1])
+        mixed += np.matmul(scores[index], pages[index][1][:, None])
         total += page_sums[index]
     mixed /= total[..., None]
     return mixed
 
 
-def _mask(scores: F32, group: int, first_tile: int) -> None:
+def _mask(scores: F32, first_tile: int) -> None:
     """Sets to -inf the scores of keys after their query: only where a page reaches beyond the first query."""
     n_pages, tiles = scores.shape[:2]
     first = first_tile * TILE_ROWS
     positions = np.arange(first, first + tiles * TILE_ROWS).reshape(tiles, 1, 1, TILE_ROWS, 1)
     for index in range(first // PAGE_POSITIONS, n_pages):
         key_positions = np.arange(index * PAGE_POSITIONS, (index + 1) * PAGE_POSITIONS)
-        by_head = scores[index].reshape(tiles, scores.shape[2], group, TILE_ROWS, PAGE_POSITIONS)
-        np.copyto(by_head, np.float32(-np.inf), where=key_positions > positions)
+        np.copyto(scores[index], np.float32(-np.inf), where=key_positions > positions)
