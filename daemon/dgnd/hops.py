@@ -112,7 +112,7 @@ class HopServer:
         span = self._span_of(ticket)
         if len(self.hops) >= self._max_hops:
             raise LimitError(f"{len(self.hops)} sessions are open here, of {self._max_hops} at most")
-        fence = HopFence(branch=ticket.branch, route=ticket.route, credits=1 << 30)
+        fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
         opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
         if not host.to_worker(ticket.model, Frame(opening)):
@@ -226,8 +226,8 @@ class HopServer:
             case HopLength(length=length, branch=branch):
                 if hop.cancelling == branch:
                     hop.cancelling = None
-                    hop.fence.cancelled(length)
-                self._host.post(origin, frame)
+                    length = hop.fence.cancelled(length)
+                self._host.post(origin, Frame(HopLength(key=hop.ticket.key, branch=branch, length=length)))
             case Failure():
                 if not hop.opened:
                     del self.hops[hop.ticket.key]
