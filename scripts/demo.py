@@ -100,22 +100,16 @@ def _keep(read_end: int, directory: Path) -> None:
     os.setsid()  # Ctrl-C is not for us
     with open(read_end, "rb") as pipe:
         groups = [int(line) for line in pipe]
-    for signum, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, 1.0)):
-        groups = [group for group in groups if _signal_group(group, signum)]
+    # The daemons first, which end their workers; then whatever is left of their groups.
+    for send, signum, patience_s in ((os.kill, signal.SIGTERM, STOP_S), (os.killpg, signal.SIGKILL, 1.0)):
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                send(group, signum)
         until = time.monotonic() + patience_s
-        while groups and time.monotonic() < until:
+        while (groups := [group for group in groups if _group_lives(group)]) and time.monotonic() < until:
             time.sleep(0.05)
-            groups = [group for group in groups if _group_lives(group)]
     shutil.rmtree(directory, ignore_errors=True)
     os._exit(0)
-
-
-def _signal_group(group: int, signum: int) -> bool:
-    try:
-        os.killpg(group, signum)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _group_lives(group: int) -> bool:

@@ -124,8 +124,18 @@ def test_the_route_has_both_nodes_and_every_block_once(start: Callable[..., Demo
     demo.assert_nothing_is_left(started)
 
 
-@pytest.mark.parametrize("ready", [False, True], ids=["loading", "chatting"])
-@pytest.mark.parametrize("how", ["kill", "terminate", "hang up", "ctrl-c"])
+@pytest.mark.parametrize(
+    ("how", "ready"),
+    [
+        ("kill", False),
+        ("kill", True),
+        ("terminate", False),
+        ("hang up", True),
+        ("ctrl-c", False),
+        ("ctrl-c", True),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "chatting" if value else "loading",
+)
 def test_nothing_is_left_behind(start: Callable[..., Demo], how: str, ready: bool) -> None:
     demo = start()
     if ready:
