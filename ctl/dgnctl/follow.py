@@ -87,21 +87,22 @@ def follow(
     deadline: float | None = None
     try:
         while True:
-            for event in stream.read():
-                if isinstance(event, GenerateResult):
-                    return event
-                assert isinstance(event, GenerateDelta)
-                on_text(event.text)
+            while events := stream.read():  # until it is empty: what comes after may be an error
+                for event in events:
+                    if isinstance(event, GenerateResult):
+                        return event
+                    assert isinstance(event, GenerateDelta)
+                    on_text(event.text)
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             ready = poller.poll(timeout)
             stop = False
-            for fd, events in ready:
+            for fd, state in ready:
                 if fd == noted.fileno():
                     noted.take()
                     stop = True
                 elif fd in watch:
                     stop = watch[fd]() or stop
-                elif fd == out and events & _GONE:
+                elif fd == out and state & _GONE:
                     raise StdoutClosed
             if stop and deadline is None:
                 stream.cancel()

@@ -202,7 +202,7 @@ class GenerateStream:
         return events
 
     def read(self) -> list[api.GenerateDelta | api.GenerateResult]:
-        """What has arrived already, without blocking; a result is the last of all.
+        """What has arrived already, without blocking; a result is the last of all. Call it until it is empty.
 
         Raises:
             DgnError: what dgnd answered.
