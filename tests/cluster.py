@@ -94,7 +94,9 @@ class TestNode:
                 env={**os.environ, "OMP_NUM_THREADS": "1", **self.extra_env},
             )
 
-    def ctl(self, *arguments: str, check: bool = True, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+    def ctl(
+        self, *arguments: str, check: bool = True, timeout: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
         """Runs dgnctl against it."""
         command = [sys.executable, "-m", "dgnctl", "--socket", str(self.socket), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
@@ -115,7 +117,9 @@ class TestNode:
 
     def wait_ready(self, state: str = "ready", timeout: float = READY_S) -> None:
         """Waits until `dgnctl status` says so."""
-        self.wait_for(lambda: self.ctl_json("status", check=False).get("state") == state, timeout, f"state {state}")
+        self.wait_for(
+            lambda: self.ctl_json("status", check=False).get("state") == state, timeout, f"state {state}"
+        )
 
     def wait_for(self, condition: Any, timeout: float = READY_S, what: str = "condition") -> None:
         """Waits until `condition()` is true."""
@@ -167,7 +171,9 @@ class Cluster:
     def __enter__(self) -> Cluster:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for node in self.nodes.values():
             if node.process is not None and node.process.poll() is None:
                 node.process.terminate()

@@ -42,7 +42,18 @@ class Answering:
 
     def __init__(self, node: TestNode, *options: str) -> None:
         self.began = threading.Event()
-        command = [sys.executable, "-m", "dgnctl", "--socket", str(node.socket), "run", "--raw", *LONG, *options, "x"]
+        command = [
+            sys.executable,
+            "-m",
+            "dgnctl",
+            "--socket",
+            str(node.socket),
+            "run",
+            "--raw",
+            *LONG,
+            *options,
+            "x",
+        ]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.text = ""
         self._thread = threading.Thread(target=self._read)
@@ -149,7 +160,10 @@ def test_a_second_daemon_on_the_same_state_or_socket_is_refused(pair: Cluster, t
     first = pair.nodes["a"]
     assert first.process is not None
     again = subprocess.run(
-        [sys.executable, "-m", "dgnd", "--config", str(first.config)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "dgnd", "--config", str(first.config)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert again.returncode != 0
     assert f"pid {first.process.pid}" in again.stderr and "Traceback" not in again.stderr

@@ -126,5 +126,9 @@ class ConversationBook:
     def free_idle(self, before: float) -> None:
         """Frees the hops of sessions not used since; their token ids stay."""
         for conversation in self:
-            if not conversation.busy and conversation.last_used < before and conversation.driver.session.route:
+            if (
+                not conversation.busy
+                and conversation.last_used < before
+                and conversation.driver.session.route
+            ):
                 conversation.driver.close()

@@ -243,9 +243,7 @@ class Engine:
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(
-                model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me
-            )
+            route = find_route(model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me)
         except BlocksMissing as error:
             conflict = self.offers.manifests.conflict(model.name, [self.offers.me, *self.offers.heard])
             if conflict is not None:
@@ -305,5 +303,3 @@ class Engine:
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-

@@ -14,7 +14,17 @@ import msgspec
 
 from dgn_backends.span import Span, SpanSyntaxError, parse_spans
 from dgn_backends.tensor import Tensor
-from dgnd.errors import DgnError, LimitError, NotReady, PeerGone, ProtocolError, StaleState, TicketRefused, WorkerDied
+from dgnd.errors import (
+    DgnError,
+    LimitError,
+    NotReady,
+    PeerGone,
+    ProtocolError,
+    StaleState,
+    TicketRefused,
+    WorkerDied,
+)
+from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
     Cancel,
@@ -99,7 +109,7 @@ class HopServer:
                 key = _claimed_key(message)
             tag = "open" if isinstance(message, OpenHop) else "step"
             log.warning("refused %s of %s: %s", tag, sender, error.message)
-            self._host.post(sender, Frame(_failure(error, key, getattr(message, "branch", 0), tag)))
+            self._host.post(sender, Frame(failure_of(error, key, getattr(message, "branch", 0), tag)))
 
     def _open(self, sender: str, message: OpenHop) -> None:
         host = self._host
@@ -240,10 +250,10 @@ class HopServer:
         ticket = hop.ticket
         if ticket.next_hop is None:
             error: DgnError = ProtocolError("the last hop of the ticket has no head")
-            self._host.post(ticket.key.origin, Frame(_failure(error, ticket.key, message.branch, "step")))
+            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
         elif not self._host.is_up(ticket.next):
             error = PeerGone(f"no connection to {ticket.next}, which has the next blocks")
-            self._host.post(ticket.key.origin, Frame(_failure(error, ticket.key, message.branch, "step")))
+            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
         else:
             key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
             onward = msgspec.structs.replace(message, key=key)
@@ -257,7 +267,7 @@ class HopServer:
             if hop.ticket.model == model:
                 del self.hops[key]
                 error = WorkerDied(f"the worker with {hop.span} of {model} {why}")
-                self._host.post(key.origin, Frame(_failure(error, key, hop.ticket.branch, "worker")))
+                self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
     def on_peer_down(self, peer: str) -> None:
         """Sessions of that origin end; origins whose sessions ran through it are told."""
@@ -266,7 +276,7 @@ class HopServer:
                 self._forget(hop)
             elif peer in (hop.ticket.previous, hop.ticket.next):
                 error = PeerGone(f"lost the connection to {peer}, the neighbour of {hop.span}")
-                self._host.post(key.origin, Frame(_failure(error, key, hop.ticket.branch, "step")))
+                self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "step")))
 
     def sweep(self) -> None:
         """Closes hops whose lease ended; to be called now and then."""
@@ -295,9 +305,3 @@ def _claimed_key(message: OpenHop) -> HopKey | None:
         return msgspec.msgpack.decode(message.ticket, type=Ticket).key
     except msgspec.MsgspecError:
         return None
-
-
-def _failure(error: DgnError, key: HopKey | None, branch: int, tag: str) -> Failure:
-    return Failure(
-        kind=error.kind, message=error.message, data=dict(error.data), key=key, branch=branch, tag=tag
-    )

@@ -125,5 +125,3 @@ async def make_manifest(model: LocalModel, cache: Path, done: Callable[[], None]
     if model.problem:
         log.error("model %s is not served: %s", model.name, model.problem)
     done()
-
-

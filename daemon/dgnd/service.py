@@ -125,7 +125,9 @@ class NodeService:
             for hop, following in zip(route, route[1:], strict=False):
                 if hop.relayed:
                     a, b = self.peer_name(hop.peer), self.peer_name(following.peer)
-                    notes.append(f"relayed: {a} and {b} don't know each other, so their edge goes through here")
+                    notes.append(
+                        f"relayed: {a} and {b} don't know each other, so their edge goes through here"
+                    )
         return list(dict.fromkeys(notes))
 
     def peer_name(self, peer: str) -> str:
@@ -174,7 +176,9 @@ class NodeService:
                     if offer.model == name and offer.spans:
                         offered[peer] = ",".join(span.span for span in offer.spans)
             written = {SELF: format_spans(self.blocks.own_spans(name))}
-            written |= {peer: format_spans(self.blocks.spans(name, peer)) for peer in self.blocks.peers_of(name)}
+            written |= {
+                peer: format_spans(self.blocks.spans(name, peer)) for peer in self.blocks.peers_of(name)
+            }
             ids = {self.me: SELF} | {section.id: peer for peer, section in self.peers.items()}
             nodes = dict.fromkeys([self._node_id(node) for node in written] + list(offered))
             for node in nodes:
@@ -214,7 +218,9 @@ class NodeService:
         return api.PeerList(
             peers=[self._peer(peer) for peer in self.network.peers()],
             refused=[
-                api.Refusal(id=item.id, addr=item.addr, when=item.when, reason=item.reason, paste=_paste(item.id))
+                api.Refusal(
+                    id=item.id, addr=item.addr, when=item.when, reason=item.reason, paste=_paste(item.id)
+                )
                 for item in self.network.refusals()
             ],
             self_addrs=self.network.listen_addrs(),

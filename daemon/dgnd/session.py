@@ -110,9 +110,7 @@ class OriginSession:
 
     def history(self, answer_start: int) -> Frame:
         """All token ids so far, for the head's hop."""
-        message = History(
-            key=self.key(self.head.hop), branch=self.branch, start=0, answer_start=answer_start
-        )
+        message = History(key=self.key(self.head.hop), branch=self.branch, start=0, answer_start=answer_start)
         return Frame(message, Tensor.from_numpy(np.asarray(self.tokens, dtype="<i4"), "i32"))
 
     def _roll_back(self, length: int) -> None:

@@ -93,7 +93,7 @@ class WorkerProcess:
         return 1
 
     def _fail(self, kind: str, message: str) -> None:
-        self._outbox.put(Frame(Failure(kind=kind, message=message, tag="w.load")))
+        self._outbox.put(Frame(Failure(kind=kind, message=message[:4096], tag="w.load")))
 
     def _progress(self) -> Progress:
         return Progress(self._outbox)

@@ -21,6 +21,7 @@ from dgn_backends.registry import load_backend
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgnd.sampling import pick
+from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -190,7 +191,9 @@ class SpanWorker:
             hidden = output.hidden
             shape = (message.count, self.config.block.hidden_size)
             if hidden is None or hidden.shape != shape:
-                raise BackendError(f"the backend returned hidden states {hidden and hidden.shape}, not {shape}")
+                raise BackendError(
+                    f"the backend returned hidden states {hidden and hidden.shape}, not {shape}"
+                )
             if not _finite(hidden):
                 where = f"{message.start}-{message.stop - 1}"
                 raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
@@ -272,6 +275,4 @@ def _failure(message: object, error: DgnError) -> Failure:
     key = getattr(message, "key", None)
     branch = getattr(message, "branch", 0)
     tag = "open" if isinstance(message, OpenSequence) else "step"
-    return Failure(
-        kind=error.kind, message=error.message, data=dict(error.data), key=key, branch=branch, tag=tag
-    )
+    return failure_of(error, key, branch, tag)
