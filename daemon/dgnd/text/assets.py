@@ -15,8 +15,7 @@ from dgnd.text.chat import ChatEncoder
 from dgnd.text.detokenizer import Detokenizer, make_stages
 from dgnd.text.jinja_sandbox import ChatTemplate
 from dgnd.text.model_files import TextConfig, read_text_config
-from dgnd.text.special_text import Placeholders, token_pattern
-from dgnd.text.tokenizer import Tokenizer, check_text
+from dgnd.text.tokenizer import Tokenizer
 
 #: An added token that looks like this marks something up, whether or not the tokenizer calls it special.
 _MARKUP = re.compile(r"<\S+>|\[\S+\]")
@@ -67,7 +66,6 @@ class TextAssets:
             or _MARKUP.fullmatch(text)
             or (text in source and not text.isspace())
         )
-        self._raw_pattern = token_pattern(control)
         variables = self._builtin_variables(source) if chosen else named
         self._chat = ChatEncoder(tokenizer, ChatTemplate(source, where), variables, control)
 
@@ -87,18 +85,8 @@ class TextAssets:
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of bare text, with BOS as the tokenizer adds it; special tokens written in it stay text."""
-        check_text(text)
-        add_bos = self._config.add_bos
-        places = Placeholders([text], self._raw_pattern)
-        hidden = places.hide(text)
-        encode_hidden = self._tokenizer.aliases.encode if places.meaning else None
-        around = (
-            add_bos is None
-        )  # else tokenizer_config.json decides, as in transformers, not the tokenizer alone
-        if encode_hidden:
-            ids = encode_hidden(hidden, places.meaning, add_special_tokens=around)
-        else:
-            ids = self._tokenizer.encode(text, add_special_tokens=around)
+        add_bos = self._config.add_bos  # where tokenizer_config.json says it, it decides, as in transformers
+        ids = self._chat.encode_text(text, around=add_bos is None)
         return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:

@@ -49,6 +49,17 @@ class ChatEncoder:
         contents = [message.content for message in messages]
         return self._encode(lambda texts: self._render(roles, texts), contents, self._tokenizer_ids)
 
+    def encode_text(self, text: str, around: bool) -> list[int]:
+        """Ids of bare text in which nothing is a control token; `around`: with those the tokenizer puts around it."""
+        check_text(text)
+        expected = self._count(self._tokenizer.encode(_HARMLESS, add_special_tokens=around))
+        if not self._pattern.search(text):
+            ids = self._tokenizer.encode(text, add_special_tokens=around)
+            if self._count(ids) == expected:
+                return ids
+        places = Placeholders([text], self._pattern)
+        return self._tokenizer.aliases.encode(places.new(text), places.meaning, add_special_tokens=around)
+
     def encode_turn(self, text: str, system: str | None) -> list[int] | None:
         """Ids that close an answer and ask for the next one: what the template writes after an earlier
         answer.
