@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_ITEM = re.compile(r"(?P<end>embed|head)|(?P<first>\d{1,6})(?:-(?P<last>\d{1,6}))?")
+_ITEM = re.compile(r"(?P<end>embed|head)|(?P<first>[0-9]{1,6})(?:-(?P<last>[0-9]{1,6}))?")
 
 
 class SpanSyntaxError(ValueError):

@@ -38,6 +38,9 @@ class Tensor:
     data: bytes | bytearray | memoryview
 
     def __post_init__(self) -> None:
+        if isinstance(self.data, memoryview) and self.data.format != "B":
+            # Of wider items len() would count the items; casting fails where they are not contiguous.
+            object.__setattr__(self, "data", self.data.cast("B"))
         if tensor_bytes(self.dtype, self.shape) != len(self.data):
             raise ValueError(f"{self.dtype}{list(self.shape)} does not have {len(self.data)} bytes")
 
@@ -47,8 +50,8 @@ class Tensor:
         possible."""
         if array.dtype != STORAGE[dtype]:
             raise ValueError(f"{array.dtype} does not hold {dtype}")
-        array = np.ascontiguousarray(array)
-        return cls(dtype, tuple(array.shape), array.reshape(-1).view(np.uint8).data)
+        flat = np.ascontiguousarray(array).reshape(-1)  # also makes one dimension of none
+        return cls(dtype, tuple(array.shape), flat.view(np.uint8).data)
 
     @classmethod
     def from_f32(cls, array: npt.NDArray[np.float32], dtype: DType) -> Tensor:
