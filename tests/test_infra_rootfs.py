@@ -55,19 +55,9 @@ def run(rootfs: Path, *command: str, user: int = 0) -> subprocess.CompletedProce
     if (rootfs / "etc/host-ca.crt").exists():
         environ["PIP_CERT"] = "/etc/host-ca.crt"
     inside = f'mount --bind /dev "{rootfs}/dev" && exec chroot --userspec={user}:{user} "{rootfs}" "$@"'
+    spaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--mount-proc={rootfs}/proc"]
     return subprocess.run(
-        [
-            "unshare",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            f"--mount-proc={rootfs}/proc",
-            "sh",
-            "-c",
-            inside,
-        ]
-        + ["sh", *command],
+        [*spaces, "sh", "-c", inside, "sh", *command],
         env=environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
