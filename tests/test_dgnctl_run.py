@@ -73,8 +73,8 @@ def test_every_option_reaches_the_daemon(daemon: EchoDaemon) -> None:
     assert daemon.service.seen == [
         api.GenerateParams(
             prompt="hello", model="tiny", raw=True, system="be brief", max_tokens=5, temperature=0.5,
-            top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=-0.5, frequency_penalty=0.25,
-            seed=2**64 - 1, stop=["END", "\n"], stop_ids=[[13, 2], [7]],
+            top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=-0.5,
+            frequency_penalty=0.25, seed=2**64 - 1, stop=["END", "\n"], stop_ids=[[13, 2], [7]],
         )
     ]  # fmt: skip
 
