@@ -45,7 +45,7 @@ def byte_level(specials: tuple[str, ...], bos: str | None = None) -> Tokenizer:
 def sentencepiece(
     kind: str = "llama2", more: tuple[str, ...] = (), bos: str | None = "<s>", eos: str = "</s>"
 ) -> Tokenizer:
-    """BPE with byte fallback. llama2: a space before every segment; mistral: only before a text; gemma: never."""
+    """BPE with byte fallback. llama2: a space before every segment; mistral: before a text; gemma: never."""
     specials = ("<unk>", bos or "<s>", eos)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     if kind == "llama2":
@@ -57,7 +57,7 @@ def sentencepiece(
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=[*specials, *(f"<0x{n:02X}>" for n in range(256))], show_progress=False
     )
-    # trained word by word: the models themselves see a text as one word, but then only one merge would be learnt
+    # trained word by word, though used on whole texts: so it learns merges that users of it can meet
     words = [piece for line in CORPUS[:3] for piece in (line.replace(" ", " ▁").split(" "))]
     tokenizer.train_from_iterator(words, trainer)
     description = json.loads(tokenizer.to_str())
@@ -73,7 +73,7 @@ def sentencepiece(
 
 
 def unigram_nfkc() -> Tokenizer:
-    """Unigram whose vocabulary holds its special tokens, and a normaliser that can make one of other characters."""
+    """Unigram with its special tokens in the vocabulary; the normaliser can make one of other characters."""
     chars = sorted({char for line in CORPUS for char in line.replace(" ", "▁")} | set("<>|s/_▁"))
     vocab = [
         ("<unk>", 0.0),
@@ -90,7 +90,7 @@ def unigram_nfkc() -> Tokenizer:
 
 
 def word_level() -> Tokenizer:
-    """A vocabulary of whole words, decoded in a way that no stage of ours knows."""
+    """A vocabulary of whole words, with a decoder that no stage of ours knows."""
     words = sorted({word for line in CORPUS for word in line.split()})
     tokenizer = Tokenizer(
         models.WordLevel({word: n for n, word in enumerate(["<unk>", *words])}, unk_token="<unk>")
