@@ -1,23 +1,32 @@
 """What a worker computes next: decode steps first, then one chunk of a prompt. Sans-IO.
 
-Each hop has a queue whose order is kept; hops take turns, and so do origins, so nobody waits for more than one
-chunk of somebody else. Knows nothing of backends, threads or sockets.
+Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind of work:
+who is served a decode step loses no turn for a chunk. Decode steps and chunks alternate while both wait, and a flood
+of small frames lets a step pass now and then, so nobody waits for more than one chunk, one batch and a few small
+frames of somebody else. Knows nothing of backends, threads or sockets.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Literal
 
 from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, StepFrame
 
 HopFrame = OpenSequence | StepFrame | History | Cancel | CloseHop
+Kind = Literal["small", "decode", "chunk"]
+
+#: Frames that are no steps, taken one after the other before a waiting step has its turn.
+SMALL_IN_A_ROW = 32
 
 
-def is_decode(frame: Frame) -> bool:
-    """Whether the frame is a step of one position that asks for a token."""
+def kind_of(frame: Frame) -> Kind:
+    """A step of one position that asks for a token is `decode`, any other step a `chunk`, the rest is `small`."""
     message = frame.message
-    return isinstance(message, StepFrame) and message.count == 1 and message.sample is not None
+    if not isinstance(message, StepFrame):
+        return "small"
+    return "decode" if message.count == 1 and message.sample is not None else "chunk"
 
 
 class Scheduler:
@@ -30,8 +39,11 @@ class Scheduler:
     def __init__(self, max_batch: int = 32) -> None:
         self._max_batch = max_batch
         self._queues: dict[HopKey, deque[Frame]] = {}
-        self._turns: deque[str] = deque()  # origins, the next to be served first
-        self._ready: dict[str, deque[HopKey]] = {}  # hops with waiting frames, by origin, next first
+        self._clock = 0
+        self._since: dict[HopKey, int] = {}  # when a hop's first frame became the first
+        self._served: dict[tuple[Kind, str], int] = {}  # when an origin last had its turn; origins are few
+        self._small = 0  # taken in a row
+        self._batches = 0  # taken since the last chunk
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
@@ -40,61 +52,53 @@ class Scheduler:
         """Appends a frame to its hop's queue. A cancel or close first drops the hop's waiting steps."""
         if isinstance(frame.message, Cancel | CloseHop):
             self._drop_steps(key)
-        queue = self._queues.setdefault(key, deque())
-        queue.append(frame)
-        if len(queue) == 1:
-            if key.origin not in self._ready:
-                self._ready[key.origin] = deque()
-                self._turns.append(key.origin)
-            self._ready[key.origin].append(key)
+        if key not in self._queues:
+            self._queues[key] = deque()
+            self._since[key] = self._tick()
+        self._queues[key].append(frame)
 
     def take(self) -> list[Frame]:
         """The next batch; empty when nothing waits."""
-        for key in self._hops():
-            if not isinstance(self._queues[key][0].message, StepFrame):
-                return [self._pop(key)]
-        decodes = [key for key in self._hops() if is_decode(self._queues[key][0])][: self._max_batch]
-        if decodes:
-            return [self._pop(key) for key in decodes]
-        for key in self._hops():
-            return [self._pop(key)]
-        return []
+        small, decodes, chunks = self._order("small"), self._order("decode"), self._order("chunk")
+        if small and (self._small < SMALL_IN_A_ROW or not (decodes or chunks)):
+            self._small += 1
+            return [self._pop("small", small[0])]
+        self._small = 0
+        if decodes and not (chunks and self._batches):
+            self._batches += 1
+            return [self._pop("decode", key) for key in decodes[: self._max_batch]]
+        self._batches = 0
+        return [self._pop("chunk", key) for key in chunks[:1]]
 
-    def _hops(self) -> Iterator[HopKey]:
-        """Hops with waiting frames: one of each origin in turn, then the second of each, and so on."""
-        lists = [list(self._ready[origin]) for origin in self._turns]
-        for depth in range(max(map(len, lists), default=0)):
-            for hops in lists:
-                if depth < len(hops):
-                    yield hops[depth]
+    def _order(self, kind: Kind) -> list[HopKey]:
+        """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and so on."""
+        hops: dict[str, list[HopKey]] = {}
+        for key in sorted(self._queues, key=self._since.__getitem__):
+            if kind_of(self._queues[key][0]) == kind:
+                hops.setdefault(key.origin, []).append(key)
+        origins = sorted(hops, key=lambda origin: self._served.get((kind, origin), 0))
+        rounds = zip_longest(*(hops[origin] for origin in origins))
+        return [key for turn in rounds for key in turn if key is not None]
 
-    def _pop(self, key: HopKey) -> Frame:
-        queue = self._queues[key]
-        frame = queue.popleft()
-        hops = self._ready[key.origin]
-        hops.remove(key)
-        self._turns.remove(key.origin)
-        if queue:
-            hops.append(key)
-        else:
-            del self._queues[key]
-        if hops:
-            self._turns.append(key.origin)
-        else:
-            del self._ready[key.origin]
+    def _pop(self, kind: Kind, key: HopKey) -> Frame:
+        frame = self._queues[key].popleft()
+        self._served[kind, key.origin] = self._since[key] = self._tick()
+        if not self._queues[key]:
+            self._forget(key)
         return frame
 
     def _drop_steps(self, key: HopKey) -> None:
-        queue = self._queues.get(key)
-        if queue is None:
-            return
+        queue = self._queues.get(key, ())
         kept = deque(frame for frame in queue if not isinstance(frame.message, StepFrame))
         if kept:
             self._queues[key] = kept
-            return
+        elif queue:
+            self._forget(key)
+
+    def _forget(self, key: HopKey) -> None:
         del self._queues[key]
-        hops = self._ready[key.origin]
-        hops.remove(key)
-        if not hops:
-            del self._ready[key.origin]
-            self._turns.remove(key.origin)
+        del self._since[key]
+
+    def _tick(self) -> int:
+        self._clock += 1
+        return self._clock

@@ -1,0 +1,243 @@
+"""The worker's scheduler: order within a hop, who comes first, and turns between hops and origins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, Sampling, StepFrame
+from dgnd.worker.scheduler import SMALL_IN_A_ROW, Scheduler, kind_of
+
+
+def key(origin: str, hop: int = 0) -> HopKey:
+    return HopKey(origin, "s", hop)
+
+
+def step(of: HopKey, start: int = 0, count: int = 1, sample: bool = True) -> Frame:
+    more: dict[str, Any] = {"digest_start": 0, "digest_end": 0, "sample": Sampling() if sample else None}
+    return Frame(StepFrame(key=of, branch=0, route=1, start=start, count=count, **more))
+
+
+def decode(of: HopKey, start: int = 0) -> Frame:
+    return step(of, start)
+
+
+def chunk(of: HopKey, start: int = 0) -> Frame:
+    return step(of, start, 128, sample=False)
+
+
+def opening(of: HopKey) -> Frame:
+    return Frame(OpenSequence(key=of, span="0", max_positions=9))
+
+
+def history(of: HopKey, start: int = 0) -> Frame:
+    return Frame(History(key=of, branch=0, start=start, answer_start=0))
+
+
+def cancel(of: HopKey) -> Frame:
+    return Frame(Cancel(key=of, branch=0))
+
+
+def close(of: HopKey) -> Frame:
+    return Frame(CloseHop(key=of))
+
+
+def filled(*frames: Frame, max_batch: int = 32) -> Scheduler:
+    scheduler = Scheduler(max_batch)
+    for frame in frames:
+        scheduler.put(frame.message.key, frame)  # type: ignore[union-attr]
+    return scheduler
+
+
+def drained(scheduler: Scheduler) -> list[list[Frame]]:
+    batches = []
+    while batch := scheduler.take():
+        batches.append(batch)
+    assert len(scheduler) == 0
+    return batches
+
+
+A, A2, B, C = key("a"), key("a", 1), key("b"), key("c")
+
+
+def test_nothing_waits_at_first() -> None:
+    assert Scheduler().take() == []
+    assert len(Scheduler()) == 0
+
+
+def test_a_short_prompt_of_one_position_is_decoded_and_a_chunk_without_sample_is_none() -> None:
+    kinds = [kind_of(frame) for frame in (decode(A), step(A, sample=False), step(A, count=2), opening(A))]
+    assert kinds == ["decode", "chunk", "chunk", "small"]
+
+
+def test_decode_steps_go_first_and_together() -> None:
+    batches = drained(filled(chunk(A), decode(B), chunk(A2), decode(C)))
+    assert batches == [[decode(B), decode(C)], [chunk(A)], [chunk(A2)]]
+
+
+def test_one_hop_gives_one_step_to_a_batch() -> None:
+    assert drained(filled(decode(A, 0), decode(A, 1), decode(B))) == [[decode(A, 0), decode(B)], [decode(A, 1)]]
+
+
+def test_what_opens_a_hop_is_done_before_its_steps_and_before_other_chunks() -> None:
+    batches = drained(filled(chunk(B), opening(A), chunk(A)))
+    assert batches == [[opening(A)], [chunk(B)], [chunk(A)]]
+
+
+def test_a_batch_is_bounded_and_takes_from_every_origin() -> None:
+    many = [decode(key("greedy", hop)) for hop in range(6)]
+    scheduler = filled(*many, decode(B), max_batch=4)
+    first, second = drained(scheduler)
+    assert first == [many[0], decode(B), many[1], many[2]]
+    assert second == many[3:]
+
+
+def test_chunks_of_many_hops_of_one_origin_do_not_hold_up_another() -> None:
+    greedy = [chunk(key("greedy", hop), start) for hop in range(3) for start in (0, 128)]
+    order = [batch[0] for batch in drained(filled(*greedy, chunk(B)))]
+    assert order.index(chunk(B)) <= 1
+    hops = [frame.message.key.hop for frame in order if frame != chunk(B)]  # type: ignore[union-attr]
+    assert hops == [0, 1, 2, 0, 1, 2]
+
+
+def test_chunks_are_not_starved_by_decode_steps_that_never_cease() -> None:
+    scheduler = filled(chunk(A))
+    for round_ in range(2):
+        scheduler.put(B, decode(B, round_))
+        batch = scheduler.take()
+        if batch == [chunk(A)]:
+            return
+    raise AssertionError("the chunk waited for two batches")
+
+
+def test_who_decodes_keeps_its_turn_for_chunks() -> None:
+    """Origin a has an answer and a prompt under way, b only prompts."""
+    scheduler = filled(chunk(A), *(chunk(B, start) for start in range(0, 1280, 128)))
+    taken: Counter[str] = Counter()
+    for position in range(8):
+        scheduler.put(A2, decode(A2, position))
+        for frame in scheduler.take():
+            if kind_of(frame) == "chunk":
+                taken[frame.message.key.origin] += 1  # type: ignore[union-attr]
+        if taken["a"]:
+            break
+    assert taken == {"a": 1} or taken == {"a": 1, "b": 1}
+
+
+def test_a_flood_of_small_frames_lets_steps_pass() -> None:
+    scheduler = filled(decode(B), chunk(C))
+    waited = []
+    for number in range(4 * SMALL_IN_A_ROW):
+        for part in range(2):
+            scheduler.put(A, history(A, 2 * number + part))
+        batch = scheduler.take()
+        if batch[0].message.key != A:  # type: ignore[union-attr]
+            waited.append((number, batch))
+    assert [batch for _, batch in waited] == [[decode(B)], [chunk(C)]]
+    assert waited[-1][0] <= 2 * SMALL_IN_A_ROW + 1
+
+
+def test_a_cancel_drops_the_steps_of_its_hop_alone() -> None:
+    scheduler = filled(history(A), chunk(A), chunk(B), decode(A2), cancel(A), chunk(A, 128))
+    batches = drained(scheduler)
+    assert batches == [[history(A)], [cancel(A)], [decode(A2)], [chunk(B)], [chunk(A, 128)]] or batches == [
+        [history(A)], [cancel(A)], [decode(A2)], [chunk(A, 128)], [chunk(B)],
+    ]  # fmt: skip
+
+
+def test_a_close_drops_the_steps_and_leaves_nothing_behind() -> None:
+    scheduler = filled(chunk(A), chunk(A, 128), close(A), opening(A))
+    assert drained(scheduler) == [[close(A)], [opening(A)]]
+    scheduler.put(A, chunk(A))
+    assert drained(scheduler) == [[chunk(A)]]
+
+
+class AgainstANaiveModel(RuleBasedStateMachine):
+    """Lists of frames by hop; every take is judged by what it should never be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(max_batch=3)
+        self.waiting: dict[HopKey, list[Frame]] = {}
+        self.position = 0
+        self.passed: dict[HopKey, Counter[HopKey]] = {}  # chunks of others taken while a hop's chunk was first
+        self.batches_passed = 0  # decode batches taken since a chunk waits
+
+    def _put(self, of: HopKey, frame: Frame) -> None:
+        queue = self.waiting.setdefault(of, [])
+        if isinstance(frame.message, Cancel | CloseHop):
+            queue[:] = [other for other in queue if not isinstance(other.message, StepFrame)]
+        queue.append(frame)
+        self.scheduler.put(of, frame)
+
+    hops = st.builds(key, st.sampled_from("abc"), st.integers(0, 2))
+
+    @rule(of=hops, make=st.sampled_from([decode, chunk, history]))
+    def put(self, of: HopKey, make: Any) -> None:
+        self.position += 1
+        self._put(of, make(of, self.position))
+
+    @rule(of=hops, make=st.sampled_from([cancel, close, opening]))
+    def put_control(self, of: HopKey, make: Any) -> None:
+        self._put(of, make(of))
+
+    @rule(times=st.integers(1, 4))
+    def take(self, times: int) -> None:
+        for _ in range(times):
+            self._take()
+
+    def _take(self) -> None:
+        heads = {of: queue[0] for of, queue in self.waiting.items() if queue}
+        batch = self.scheduler.take()
+        keys: list[HopKey] = [frame.message.key for frame in batch]  # type: ignore[union-attr]
+        assert len(set(keys)) == len(keys)
+        assert [heads[of] for of in keys] == batch  # the oldest of each hop
+        assert bool(batch) == bool(heads)
+        kinds = {kind_of(frame) for frame in batch}
+        assert len(kinds) <= 1
+        waiting_chunks = {of for of, head in heads.items() if kind_of(head) == "chunk"}
+        if kinds == {"decode"}:
+            ready = sum(kind_of(head) == "decode" for head in heads.values())
+            assert len(batch) == min(3, ready)
+            self.batches_passed = self.batches_passed + 1 if waiting_chunks else 0
+            assert self.batches_passed <= 1
+        if kinds == {"chunk"}:
+            self.batches_passed = 0
+            (taken,) = keys
+            self.passed.pop(taken, None)
+            for of in waiting_chunks - {taken}:
+                self.passed.setdefault(of, Counter())[taken] += 1
+                same = {hop for hop in self.passed[of] if hop.origin == of.origin}
+                # One chunk of another hop; and of another origin, as many as this origin's own hops are ahead.
+                assert all(self.passed[of][hop] <= 1 for hop in same)
+                for origin in {hop.origin for hop in self.passed[of]} - {of.origin}:
+                    theirs = sum(n for hop, n in self.passed[of].items() if hop.origin == origin)
+                    assert theirs <= 1 + len(same)
+        for of in keys:
+            self.waiting[of].pop(0)
+        still = {of for of, queue in self.waiting.items() if queue and kind_of(queue[0]) == "chunk"}
+        self.passed = {of: count for of, count in self.passed.items() if of in still}
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert len(self.scheduler) == sum(map(len, self.waiting.values()))
+        # A cancel may take away the chunk that was first, and with it the count of those before it.
+        still = {of for of, queue in self.waiting.items() if queue and kind_of(queue[0]) == "chunk"}
+        self.passed = {of: count for of, count in self.passed.items() if of in still}
+
+
+TestAgainstANaiveModel = AgainstANaiveModel.TestCase
+TestAgainstANaiveModel.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+
+
+@given(st.permutations([A, A2, B, C]), st.integers(1, 5))
+def test_everything_put_comes_out_once_and_in_order(order: list[HopKey], each: int) -> None:
+    frames = [decode(of, position) for position in range(each) for of in order]
+    taken = [frame for batch in drained(filled(*frames)) for frame in batch]
+    for of in order:
+        mine = [frame.message.start for frame in taken if frame.message.key == of]  # type: ignore[union-attr]
+        assert mine == list(range(each))
