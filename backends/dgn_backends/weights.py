@@ -166,7 +166,12 @@ def _read_index(path: Path) -> dict[str, str]:
     index: dict[str, str] = {}
     for name in weight_map.values:
         file_name = weight_map.string(name, default="")
-        if not file_name or file_name != Path(file_name).name or file_name.startswith("."):
+        if (
+            not file_name
+            or file_name != Path(file_name).name
+            or file_name.startswith(".")
+            or "\0" in file_name
+        ):
             raise weight_map.error(
                 name, f"must be the name of a file in the same directory, not {file_name!r}"
             )
