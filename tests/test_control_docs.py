@@ -1,4 +1,4 @@
-"""docs/control-api.md and docs/dgnctl.md hold the types, the errors and the commands: all of them, no others."""
+"""docs/control-api.md and docs/dgnctl.md hold all types, errors and commands, and no others."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ class CacheEntry(msgspec.Struct, frozen=True):
     idle_s: float
 
 
-# --- parameters -------------------------------------------------------------------------------------------------
+# --- parameters ---
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -200,8 +200,9 @@ class NoParams(Params, frozen=True):
 class GenerateParams(Params, frozen=True):
     """`generate`. Exactly one of prompt, messages, token_ids.
 
-    prompt: one user turn (with `raw`, the bare text). messages: a whole conversation. token_ids: the bare ids.
-    With `session` the context is kept under that name: a prompt continues it, and only new tokens are computed.
+    prompt: one user turn (with `raw`, the bare text). messages: a whole conversation. token_ids: the bare
+    ids. With `session` the context is kept under that name: a prompt continues it, and only new tokens are
+    computed.
     """
 
     model: str | None = None
@@ -226,7 +227,7 @@ class GenerateParams(Params, frozen=True):
 
 
 class CancelParams(Params, frozen=True):
-    """`cancel`: ends the request of this connection with that id. Closing the connection does the same for all."""
+    """`cancel`: ends the request of this connection with that id, as closing the connection does for all."""
 
     request_id: int | str
 
@@ -277,7 +278,7 @@ class SessionParams(Params, frozen=True):
 
 
 class SessionImportParams(Params, frozen=True):
-    """`session.import`: makes `session` hold these token ids, as if they had been said; computed when next needed."""
+    """`session.import`: `session` then holds these token ids, as if said; computed when next needed."""
 
     session: str
     token_ids: list[int]
