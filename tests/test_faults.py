@@ -15,9 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-
 from cluster import Cluster, Row, TestNode
 from tiny_llama import make_tiny_llama
+
+from dgnd.control import api
+from dgnd.control.client import ControlClient
 
 #: Two seconds are promised; a busy machine gets three times as long.
 ERROR_WITHIN_S = 6.0
@@ -30,11 +32,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=4, max_positions=4096)
 
 
-@pytest.fixture
-def pair(model: Path, tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path, model) as cluster:
+@pytest.fixture(scope="module")
+def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("pair"), model) as cluster:
         cluster.full_mesh([Row("a", "embed,0-1"), Row("b", "2-3,head")])
         yield cluster
+
+
+@pytest.fixture
+def pair(running: Cluster) -> Cluster:
+    """Two daemons that are up, whatever the test before did to them."""
+    for node in running.nodes.values():
+        if node.process is None or node.process.poll() is not None:
+            node.start()
+    for node in running.nodes.values():
+        node.wait_ready()
+    return running
 
 
 class Answering:
@@ -72,7 +85,8 @@ class Answering:
         code = self.process.wait(timeout)
         took = time.monotonic() - begin
         self._thread.join()
-        assert self.process.stderr is not None and self.process.stdout is not None
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
         message = self.process.stderr.read()
         self.process.stderr.close()
         self.process.stdout.close()
@@ -94,7 +108,8 @@ def test_a_killed_worker_is_a_typed_error_and_comes_back(pair: Cluster, victim: 
     code, message, took = answering.end(30)
     assert code != 0
     assert took < ERROR_WITHIN_S
-    assert "SIGKILL" in message and "worker" in message
+    assert "SIGKILL" in message
+    assert "worker" in message
     for node in pair.nodes.values():
         node.wait_ready()
     assert pair.nodes[victim].worker_pids() != [pid]
@@ -123,7 +138,8 @@ def test_ten_kills_of_the_peer_leave_nothing_behind_and_need_no_help(pair: Clust
         peer.kill()
         killed = time.monotonic()
         code, message, took = answering.end(30)
-        assert code != 0 and "b (" in message
+        assert code != 0
+        assert "b (" in message
         assert took < ERROR_WITHIN_S
         _, alive = psutil.wait_procs(workers, timeout=3)
         assert not alive, f"left behind {time.monotonic() - killed:.1f} s after the kill"
@@ -140,11 +156,10 @@ def test_sigterm_ends_a_busy_daemon_and_tells_its_client(pair: Cluster) -> None:
     assert origin.terminate() == 0
     assert time.monotonic() - begin < 5.0
     code, message, _ = answering.end(10)
-    assert code != 0 and "stopping" in message
+    assert code != 0
+    assert "stopping" in message
     assert pair.nodes["b"].ctl_json("status")["sessions"] == []
     assert not origin.socket.exists()
-    origin.start()
-    origin.wait_ready()
 
 
 def test_sigterm_of_a_peer_is_told_to_the_origin(pair: Cluster) -> None:
@@ -152,7 +167,9 @@ def test_sigterm_of_a_peer_is_told_to_the_origin(pair: Cluster) -> None:
     answering = Answering(origin)
     assert peer.terminate() == 0
     code, message, took = answering.end(30)
-    assert code != 0 and took < ERROR_WITHIN_S and "b (" in message
+    assert code != 0
+    assert took < ERROR_WITHIN_S
+    assert "b (" in message
     assert origin.ctl_json("status")["missing"] == {"m": "2-3,head"}
 
 
@@ -166,7 +183,8 @@ def test_a_second_daemon_on_the_same_state_or_socket_is_refused(pair: Cluster, t
         check=False,
     )
     assert again.returncode != 0
-    assert f"pid {first.process.pid}" in again.stderr and "Traceback" not in again.stderr
+    assert f"pid {first.process.pid}" in again.stderr
+    assert "Traceback" not in again.stderr
     other = first.config.read_text().replace(str(first.directory / "state"), str(tmp_path / "other-state"))
     config = tmp_path / "other.toml"
     config.write_text(other)
@@ -174,7 +192,8 @@ def test_a_second_daemon_on_the_same_state_or_socket_is_refused(pair: Cluster, t
         [sys.executable, "-m", "dgnd", "--config", str(config)], capture_output=True, text=True, check=False
     )
     assert again.returncode != 0
-    assert f"pid {first.process.pid}" in again.stderr and "Traceback" not in again.stderr
+    assert f"pid {first.process.pid}" in again.stderr
+    assert "Traceback" not in again.stderr
     assert first.ctl_json("status")["state"] == "ready"
 
 
@@ -192,7 +211,9 @@ def test_interrupting_run_cancels_and_keeps_what_came(pair: Cluster) -> None:
     answering = Answering(origin)
     answering.process.send_signal(signal.SIGINT)
     code, _, took = answering.end(10)
-    assert code == 130 and took < ERROR_WITHIN_S and answering.text
+    assert code == 130
+    assert took < ERROR_WITHIN_S
+    assert answering.text
     for node in pair.nodes.values():
         node.wait_for(lambda node=node: node.ctl_json("status")["sessions"] == [], 10, "end of the session")
 
@@ -215,25 +236,28 @@ def test_chats_interleaved_token_by_token_do_not_touch_each_other(pair: Cluster)
 
 
 def test_cache_clear_of_one_session_never_touches_another(pair: Cluster) -> None:
-    from dgnd.control import api
-    from dgnd.control.client import ControlClient
-
-    def turn(client: ControlClient, session: str, prompt: str) -> Any:
-        params = api.GenerateParams(prompt=prompt, raw=True, session=session, max_tokens=20)
-        return client.generate(params, lambda _: None)
-
     origin = pair.nodes["a"]
-    client = ControlClient(origin.socket)
-    alone = [turn(client, "alone", text).token_ids for text in ("first", "second")]
-    one = [turn(client, "one", "first").token_ids]
-    turn(client, "two", "something else")
+    with ControlClient(origin.socket) as client:
+        _clear_one_of_two(pair, client)
+
+
+def _clear_one_of_two(pair: Cluster, client: ControlClient) -> None:
+    origin = pair.nodes["a"]
+
+    def turn(session: str, prompt: str) -> list[int]:
+        params = api.GenerateParams(prompt=prompt, raw=True, session=session, max_tokens=20)
+        return client.generate(params, lambda _: None).token_ids
+
+    alone = [turn("alone", text) for text in ("first", "second")]
+    one = [turn("one", "first")]
+    turn("two", "something else")
     before = {entry["session"] for entry in origin.ctl_json("cache", "list")}
     assert {"alone", "one", "two"} <= before
     origin.ctl("cache", "clear", "two")
     assert {entry["session"] for entry in origin.ctl_json("cache", "list")} == before - {"two"}
     hops = {entry["session"] for entry in pair.nodes["b"].ctl_json("cache", "list")}
     assert hops == {"alone", "one"}
-    one.append(turn(client, "one", "second").token_ids)
+    one.append(turn("one", "second"))
     assert one == alone
     origin.ctl("cache", "clear")
     assert origin.ctl_json("cache", "list") == []

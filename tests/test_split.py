@@ -1,4 +1,5 @@
-"""A split model gives the token ids of the unsplit one, and those of `transformers` (real daemons, trained models)."""
+"""A split model gives the token ids of the unsplit one, and those of `transformers` (real daemons, trained
+models)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from cluster import Cluster, Row, trained_model
 
 MODELS = ("babyllama-105", "llama2xs")

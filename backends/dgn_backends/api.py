@@ -1,8 +1,8 @@
 """The seam between the worker and a backend plugin: what a plugin implements, and what it is given.
 
 A plugin is a class with the shape of `Backend`, registered in the entry-point group `dgn.backends`. Only a
-worker process imports it. Backends know nothing of peers, sessions of users, sampling or text: a *sequence* is an
-integer that the worker gives, with its own KV cache.
+worker process imports it. Backends know nothing of peers, sessions of users, sampling or text: a *sequence*
+is an integer that the worker gives, with its own KV cache.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Step:
 
     `inputs` is i32 [count] (token ids) where the sequence's span has `embed`, else hidden states
     [count, hidden_size] in any float dtype. `start` is always the sequence's present length.
-    `logits_rows` are the rows (offsets into the step) whose logits are wanted; only where the span has `head`.
+    `logits_rows` are the rows (offsets into the step) whose logits are wanted; only where the span has
+    `head`.
     """
 
     sequence: int
@@ -57,8 +58,8 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepOutput:
-    """`hidden` [count, hidden_size] in the runner's dtype where the span has no head; with a head `logits`, f32
-    [len(logits_rows), vocab_size], and no hidden states."""
+    """`hidden` [count, hidden_size] in the runner's dtype where the span has no head; with a head `logits`,
+    f32 [len(logits_rows), vocab_size], and no hidden states."""
 
     hidden: Tensor | None = None
     logits: Tensor | None = None
@@ -69,8 +70,8 @@ class SpanRunner(Protocol):
     """One loaded span. All calls come from one thread.
 
     `numerics` names everything that shapes rounding: equal strings promise equal bits when `row_invariant` is
-    true for both. `row_invariant`: a row's bits depend only on its own input and its own sequence's KV, not on
-    the other rows of the batch or on how a prompt was cut into steps.
+    true for both. `row_invariant`: a row's bits depend only on its own input and its own sequence's KV, not
+    on the other rows of the batch or on how a prompt was cut into steps.
     """
 
     span: Span
@@ -82,10 +83,12 @@ class SpanRunner(Protocol):
 
     def open(self, sequence: int, span: Span, total_positions: int) -> None:
         """Begins an empty sequence that runs through `span`, a part of the loaded one, and never grows beyond
-        `total_positions` (rotary kinds that depend on the length use this one). Memory is taken as it grows."""
+        `total_positions` (rotary kinds that depend on the length use this one). Memory is taken as it
+        grows."""
 
     def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
-        """Runs a batch; at most one step a sequence. Appends to each sequence's KV. One output a step, in order."""
+        """Runs a batch; at most one step a sequence. Appends to each sequence's KV. One output a step, in
+        order."""
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forgets positions from `length` on."""

@@ -72,7 +72,8 @@ class SessionDriver:
         self._lease_s = lease_s
         self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
 
-    # --- news from the hops -----------------------------------------------------------------------------------
+    # --- news from the hops
+    # -----------------------------------------------------------------------------------
 
     def deliver(self, sender: str, frame: Frame) -> None:
         """A frame for this session; one that does not come from the hop it speaks of is dropped."""
@@ -123,7 +124,8 @@ class SessionDriver:
     def _place(self, hop: RouteHop) -> str:
         return f"{self._host.peer_name(hop.peer)} ({hop.span})"
 
-    # --- the route --------------------------------------------------------------------------------------------
+    # --- the route
+    # --------------------------------------------------------------------------------------------
 
     async def open(self, route: Sequence[Hop], edges: Sequence[Edge], model: ModelIdentity) -> None:
         """Opens every hop at once; raises the first hop's error, or PeerError after OPEN_TIMEOUT_S."""
@@ -177,7 +179,8 @@ class SessionDriver:
             self._host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
         self.session.drop_route()
 
-    # --- a turn -----------------------------------------------------------------------------------------------
+    # --- a turn
+    # -----------------------------------------------------------------------------------------------
 
     def tell_history(self, answer_start: int) -> None:
         """Gives the head's hop the token ids, for penalties."""
@@ -185,7 +188,8 @@ class SessionDriver:
         self._host.post(self.session.head.peer, self.session.history(answer_start))
 
     async def next_token(self, sampling: Sampling) -> int:
-        """Sends what is unsent and returns the token picked for the next position; the session is not changed by it.
+        """Sends what is unsent and returns the token picked for the next position; the session is not
+        changed by it.
 
         Raises what a hop reported, or PeerError when nothing moves for STEP_TIMEOUT_S.
         """
@@ -236,5 +240,6 @@ class SessionDriver:
 
 
 def hop_ids() -> Iterator[int]:
-    """Hop ids of one origin: they start at a random place, so that a restarted origin does not repeat them."""
+    """Hop ids of one origin: they start at a random place, so that a restarted origin does not repeat
+    them."""
     return itertools.count(secrets.randbits(40))

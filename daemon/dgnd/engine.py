@@ -1,7 +1,7 @@
 """The origin's engine: requests for text in, tokens driven through a route, text out as it comes.
 
-One generation reads as: resolve the model, turn the request into token ids, get a route, ask for token after token,
-match stops. Knows nothing of libp2p or of JSON-RPC.
+One generation reads as: resolve the model, turn the request into token ids, get a route, ask for token after
+token, match stops. Knows nothing of libp2p or of JSON-RPC.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Engine:
     stopping: bool = False
     conversations: ConversationBook = field(default_factory=ConversationBook)
 
-    # --- frames ------------------------------------------------------------------------------------------------
+    # --- frames
+    # ------------------------------------------------------------------------------------------------
 
     def on_frame(self, sender: str, frame: Frame) -> None:
         """A frame that speaks of one of this node's own sessions."""
@@ -95,7 +96,8 @@ class Engine:
         for conversation in self.conversations:
             conversation.driver.peer_down(peer, why)
 
-    # --- requests ----------------------------------------------------------------------------------------------
+    # --- requests
+    # ----------------------------------------------------------------------------------------------
 
     def model(self, name: str | None) -> LocalModel:
         """The model asked for; without a name the only one, or the first of the configuration."""
@@ -207,7 +209,8 @@ class Engine:
             session.append(token)
             await on_delta(answer.push(token), [token])
 
-    # --- routes ------------------------------------------------------------------------------------------------
+    # --- routes
+    # ------------------------------------------------------------------------------------------------
 
     async def _get_route(self, conversation: Conversation, wait_s: float) -> None:
         """Keeps the session's hops if they can still be used, else opens new ones."""
@@ -265,7 +268,8 @@ class Engine:
             for hop in session.route
         ]
 
-    # --- sessions ----------------------------------------------------------------------------------------------
+    # --- sessions
+    # ----------------------------------------------------------------------------------------------
 
     def export(self, session: str) -> api.SessionTokens:
         """The token ids of a session."""

@@ -19,7 +19,6 @@ from dgnd.text.assets import TextAssets
 from dgnd.text.stops import StopMatcher
 from dgnd.wire.messages import Sampling
 
-
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
@@ -49,7 +48,8 @@ def requested_sampling(params: api.GenerateParams, defaults: Sampling) -> Sampli
 
 
 def model_sampling(model_dir: Path) -> Sampling:
-    """The sampling that `generation_config.json` asks for; greedy where it says `do_sample: false` or nothing.
+    """The sampling that `generation_config.json` asks for; greedy where it says `do_sample: false` or
+    nothing.
 
     Values that can't be used raise ModelError.
     """

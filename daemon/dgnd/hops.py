@@ -1,7 +1,8 @@
 """The hop server: sessions of origins that run through blocks of this node.
 
-It opens a hop for a valid ticket, lets frames through that the fence admits, hands steps to the worker and the
-results to the next hop. Everything arrives through callbacks that never block. Knows nothing of text or sampling.
+It opens a hop for a valid ticket, lets frames through that the fence admits, hands steps to the worker and
+the results to the next hop. Everything arrives through callbacks that never block. Knows nothing of text or
+sampling.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class HopServer:
         self._max_hops = max_hops
         self.hops: dict[HopKey, Hop] = {}
 
-    # --- from peers and from this node's own engine ------------------------------------------------------------
+    # --- from peers and from this node's own engine
+    # ------------------------------------------------------------
 
     def on_frame(self, sender: str, frame: Frame) -> None:
         """One frame from an authenticated sender (this node's id for its own)."""
@@ -148,8 +150,8 @@ class HopServer:
             raise ProtocolError(f"data of this hop comes from {hop.ticket.previous}, not from {sender}")
         if message.count > hop.ticket.max_chunk or message.stop > hop.ticket.max_positions:
             raise LimitError(
-                f"positions {message.start}-{message.stop - 1} exceed the ticket: {hop.ticket.max_chunk} a step, "
-                f"{hop.ticket.max_positions} in all"
+                f"positions {message.start}-{message.stop - 1} exceed the ticket: {hop.ticket.max_chunk} a
+                step, " f"{hop.ticket.max_positions} in all"
             )
         hop.deadline = self._host.now() + hop.ticket.lease_s
         match hop.fence.admit(message):
@@ -212,7 +214,8 @@ class HopServer:
                     self._host.post(key.origin, Frame(message))
                     return
 
-    # --- from workers -----------------------------------------------------------------------------------------
+    # --- from workers
+    # -----------------------------------------------------------------------------------------
 
     def on_worker_frame(self, model: str, frame: Frame) -> None:
         """An answer of this node's worker of `model`."""
@@ -259,7 +262,8 @@ class HopServer:
             onward = msgspec.structs.replace(message, key=key)
             self._host.post(ticket.next, Frame(onward, payload))
 
-    # --- ends --------------------------------------------------------------------------------------------------
+    # --- ends
+    # --------------------------------------------------------------------------------------------------
 
     def on_worker_down(self, model: str, why: str) -> None:
         """The worker of `model` ended, and with it the KV of its hops."""
@@ -300,7 +304,8 @@ class HopServer:
 
 
 def _claimed_key(message: OpenHop) -> HopKey | None:
-    """The hop that a refused ticket speaks of, so that the sender can tell which; nothing is granted by it."""
+    """The hop that a refused ticket speaks of, so that the sender can tell which; nothing is granted by
+    it."""
     try:
         return msgspec.msgpack.decode(message.ticket, type=Ticket).key
     except msgspec.MsgspecError:

@@ -1,4 +1,5 @@
-"""The composition of a node: every object built once, the frames sent to whom they concern, the life of each part.
+"""The composition of a node: every object built once, the frames sent to whom they concern, the life of each
+part.
 
 Knows how parts are wired, not what they do.
 """
@@ -116,7 +117,8 @@ class Node:
             stop=self.stop_requested.set,
         )
 
-    # --- wiring ------------------------------------------------------------------------------------------------
+    # --- wiring
+    # ------------------------------------------------------------------------------------------------
 
     def _worker_handlers(self) -> WorkerHandlers:
         return WorkerHandlers(
@@ -166,7 +168,8 @@ class Node:
     def _peer_name(self, peer: str) -> str:
         return self.service.peer_name(peer)
 
-    # --- frames ------------------------------------------------------------------------------------------------
+    # --- frames
+    # ------------------------------------------------------------------------------------------------
 
     async def _send(self, peer: str, frame: Frame, bulk: bool) -> None:
         await self.network.send(peer, frame, bulk=bulk)
@@ -225,10 +228,12 @@ class Node:
                 self.office.post(peer, frame)
         self.network.announce()
 
-    # --- life --------------------------------------------------------------------------------------------------
+    # --- life
+    # --------------------------------------------------------------------------------------------------
 
     async def run(self, state_dir: Path) -> None:
-        """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it returns."""
+        """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it
+        returns."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.office.run)
             await nursery.start(self.network.run)

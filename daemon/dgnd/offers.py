@@ -30,7 +30,8 @@ class OfferBook:
         self._software = software
         self._models = models
 
-    # --- what I say --------------------------------------------------------------------------------------------
+    # --- what I say
+    # --------------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
         """What this node is and offers, now."""
@@ -69,7 +70,8 @@ class OfferBook:
             if model.manifest is not None
         ]
 
-    # --- what I hear -------------------------------------------------------------------------------------------
+    # --- what I hear
+    # -------------------------------------------------------------------------------------------
 
     def peer_up(self, peer: str, hello: Hello) -> None:
         """A peer said Hello."""
@@ -102,7 +104,8 @@ class OfferBook:
         )
         self.manifests.put(peer, message.model, manifest)
 
-    # --- what follows ------------------------------------------------------------------------------------------
+    # --- what follows
+    # ------------------------------------------------------------------------------------------
 
     def offers(self, model: LocalModel) -> list[Offer]:
         """Spans that can be routed through now: mine, and those of peers whose weights agree with mine."""
@@ -134,7 +137,8 @@ class OfferBook:
         return {peer: hello.peers for peer, hello in self.heard.items()}
 
     def problems(self, name_of: Callable[[str], str]) -> list[str]:
-        """What keeps connected peers' blocks from being used, and models that no one can vouch for; one line each."""
+        """What keeps connected peers' blocks from being used, and models that no one can vouch for; one line
+        each."""
         lines = []
         for model in self._models.values():
             if model.problem:

@@ -1,7 +1,7 @@
 """Frames by address: to a peer through the network, to one's own peer id back into the daemon.
 
-So the origin's own blocks are a hop like any other. Posting never blocks: each address has a queue and a task; the
-credits of sessions bound the queues. Knows nothing of what frames mean.
+So the origin's own blocks are a hop like any other. Posting never blocks: each address has a queue and a
+task; the credits of sessions bound the queues. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class PostOffice:
             await trio.sleep_forever()
 
     def post(self, peer: str, frame: Frame) -> None:
-        """Queues `frame` for `peer`; what can't be sent is lost with its connection, which is announced elsewhere."""
+        """Queues `frame` for `peer`; what can't be sent is lost with its connection, which is announced
+        elsewhere."""
         address = (peer, peer != self.me and is_bulk(frame))
         if address not in self._queues:
             assert self._nursery is not None, "run the post office first"

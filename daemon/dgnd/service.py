@@ -5,6 +5,7 @@ Only gathers and words; decides nothing. Knows nothing of JSON-RPC.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ class NodeService:
     stop: Callable[[], None]
     started: bool = False
 
-    # --- the node ----------------------------------------------------------------------------------------------
+    # --- the node
+    # ----------------------------------------------------------------------------------------------
 
     def state(self) -> api.NodeState:
         """One word for how the node is."""
@@ -122,7 +124,7 @@ class NodeService:
         notes = []
         for item in self.engine.conversations:
             route = item.driver.session.route
-            for hop, following in zip(route, route[1:], strict=False):
+            for hop, following in itertools.pairwise(route):
                 if hop.relayed:
                     a, b = self.peer_name(hop.peer), self.peer_name(following.peer)
                     notes.append(
@@ -131,7 +133,8 @@ class NodeService:
         return list(dict.fromkeys(notes))
 
     def peer_name(self, peer: str) -> str:
-        """What this node calls a peer: the name in its configuration, else what the peer says, else the id."""
+        """What this node calls a peer: the name in its configuration, else what the peer says, else the
+        id."""
         if peer == self.me:
             return self.name
         for name, section in self.peers.items():
@@ -145,7 +148,8 @@ class NodeService:
         self.stop()
         return api.Done()
 
-    # --- models and the map ------------------------------------------------------------------------------------
+    # --- models and the map
+    # ------------------------------------------------------------------------------------
 
     async def models_list(self) -> list[api.ModelInfo]:
         """The configured models."""
@@ -211,7 +215,8 @@ class NodeService:
         wanted = parse_spans(span, model.config.n_blocks) if span else ()
         return "ready" if format_spans(wanted) == live or not span else "differs from this map"
 
-    # --- peers -------------------------------------------------------------------------------------------------
+    # --- peers
+    # -------------------------------------------------------------------------------------------------
 
     async def peers_list(self) -> api.PeerList:
         """Peers and the last refusals."""
@@ -267,7 +272,8 @@ class NodeService:
         await self.network.disconnect(peer_id)
         return api.Done()
 
-    # --- generation and sessions -------------------------------------------------------------------------------
+    # --- generation and sessions
+    # -------------------------------------------------------------------------------
 
     async def generate(
         self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event

@@ -1,7 +1,8 @@
 """A session at its origin: the token ids, and what of them the hops have been sent. Sans-IO.
 
-The token ids are the root from which everything else can be rebuilt. `branch` rises when ids already sent change,
-`route_number` when the hops change; only this class writes them. Knows nothing of text, connections or time.
+The token ids are the root from which everything else can be rebuilt. `branch` rises when ids already sent
+change, `route_number` when the hops change; only this class writes them. Knows nothing of text, connections
+or time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class RouteHop:
 class OriginSession:
     """One generation context.
 
-    `sent` positions have been sent to hop 0 on this branch and route; `tokens` may be longer (what is to be sent)
-    but never shorter.
+    `sent` positions have been sent to hop 0 on this branch and route; `tokens` may be longer (what is to be
+    sent) but never shorter.
     """
 
     def __init__(self, origin: str, session: str, model: str) -> None:
@@ -95,8 +96,8 @@ class OriginSession:
         self._digests.extend([token])
 
     def hops_stopped_at(self, lengths: Iterable[int]) -> None:
-        """After a cancel: the hops hold these many positions and nothing is under way; the next frame is of a new
-        branch."""
+        """After a cancel: the hops hold these many positions and nothing is under way; the next frame is of
+        a new branch."""
         shortest = min(lengths)
         self.credits = self._window
         self.branch += 1
@@ -104,7 +105,8 @@ class OriginSession:
         self._truncate_to = self.sent
 
     def begin_branch(self) -> None:
-        """Starts a new branch where nothing changed: the head's hop is to be told the token ids anew (penalties)."""
+        """Starts a new branch where nothing changed: the head's hop is to be told the token ids anew
+        (penalties)."""
         self.branch += 1
         self._truncate_to = self.sent
 

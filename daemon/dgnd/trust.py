@@ -1,7 +1,7 @@
 """Whether two nodes that say the same model name mean the same weights. Pure values.
 
-Every node sends its manifest to its peers before they use each other's blocks; equal names with different digests
-are refused, naming both. Knows nothing of how digests are made.
+Every node sends its manifest to its peers before they use each other's blocks; equal names with different
+digests are refused, naming both. Knows nothing of how digests are made.
 """
 
 from __future__ import annotations

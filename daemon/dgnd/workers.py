@@ -1,4 +1,5 @@
-"""The daemon's side of its workers: start one, watch it, say why it ended, start it again after a growing delay.
+"""The daemon's side of its workers: start one, watch it, say why it ended, start it again after a growing
+delay.
 
 Knows the frames only by name: steps and their answers pass through. One `WorkerHandle` for each model.
 """
@@ -103,8 +104,9 @@ class WorkerHandle:
         ours, theirs = socket.socketpair()
         self.state, self.detail, self._failure = "loading", "", None
         with theirs:
-            # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about the thread.
-            process = subprocess.Popen(
+            # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about
+            # the thread.
+            process = subprocess.Popen(  # noqa: ASYNC220 - see above; it takes about a millisecond
                 [sys.executable, "-m", "dgnd.worker", str(theirs.fileno()), str(os.getpid())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -187,11 +189,11 @@ class WorkerHandle:
 async def _reap(process: subprocess.Popen[bytes], patience_s: float) -> None:
     """A worker whose socket is closed ends by itself at once; one that doesn't is killed."""
     with trio.move_on_after(patience_s):
-        while process.poll() is None:
+        while process.poll() is None:  # noqa: ASYNC110 - the end of a process gives no event
             await trio.sleep(0.01)
     if process.poll() is None:
         process.kill()
-    while process.poll() is None:
+    while process.poll() is None:  # noqa: ASYNC110
         await trio.sleep(0.005)
 
 

@@ -1,8 +1,8 @@
 """The worker process: a reader, a writer and a compute thread around one `SpanWorker`.
 
-The reader answers ping, stats and nothing else by itself, so the daemon hears at once also while a batch runs;
-neither end of the socketpair waits on a write before it reads. The process ends when the daemon does: by EOF, and
-by PR_SET_PDEATHSIG where no EOF comes. Knows nothing of what frames mean to the origin.
+The reader answers ping, stats and nothing else by itself, so the daemon hears at once also while a batch
+runs; neither end of the socketpair waits on a write before it reads. The process ends when the daemon does:
+by EOF, and by PR_SET_PDEATHSIG where no EOF comes. Knows nothing of what frames mean to the origin.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class WorkerProcess:
             self._worker = SpanWorker(request, self._progress())
         except DgnError as error:
             self._fail(error.kind, error.message)
-        except Exception as error:  # noqa: BLE001 - the plugin is foreign code; its fault is named, then we end
+
+        except Exception as error:
             self._fail("backend", f"backend {request.backend}: {type(error).__name__}: {error}")
         else:
             self._outbox.put(Frame(Loaded(spans=self._worker.loaded(), device=request.device)))

@@ -107,7 +107,8 @@ class SpanWorker:
         except DgnError as error:
             return [Frame(_failure(message, error))]
 
-    # --- sequences -------------------------------------------------------------------------------------------
+    # --- sequences
+    # -------------------------------------------------------------------------------------------
 
     def _open(self, message: OpenSequence) -> Frame:
         (span,) = parse_spans(message.span, self.config.n_blocks)
@@ -138,7 +139,8 @@ class SpanWorker:
         if sequence is not None:
             sequence.runner.close(sequence.number)
 
-    # --- steps -----------------------------------------------------------------------------------------------
+    # --- steps
+    # -----------------------------------------------------------------------------------------------
 
     def _steps(self, batch: Sequence[Frame]) -> list[Frame]:
         """Runs steps, those of one runner together; the failure of a batch is narrowed down to its step."""
@@ -255,7 +257,8 @@ def _forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
         outputs = runner.forward(steps)
     except DgnError:
         raise
-    except Exception as error:  # noqa: BLE001 - the plugin is foreign code; the worker must outlive its faults
+
+    except Exception as error:
         raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
     if len(outputs) != len(steps):
         raise BackendError(f"the backend returned {len(outputs)} outputs for {len(steps)} steps")

@@ -1,9 +1,9 @@
 """What a worker computes next: decode steps first, then one chunk of a prompt. Sans-IO.
 
-Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind of work:
-who is served a decode step loses no turn for a chunk. Decode steps and chunks alternate while both wait, and a flood
-of small frames lets a step pass now and then, so nobody waits for more than one chunk, one batch and a few small
-frames of somebody else. Knows nothing of backends, threads or sockets.
+Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind
+of work: who is served a decode step loses no turn for a chunk. Decode steps and chunks alternate while both
+wait, and a flood of small frames lets a step pass now and then, so nobody waits for more than one chunk, one
+batch and a few small frames of somebody else. Knows nothing of backends, threads or sockets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ SMALL_IN_A_ROW = 32
 
 
 def kind_of(frame: Frame) -> Kind:
-    """A step of one position that asks for a token is `decode`, any other step a `chunk`, the rest is `small`."""
+    """A step of one position that asks for a token is `decode`, any other step a `chunk`, the rest is
+    `small`."""
     message = frame.message
     if not isinstance(message, StepFrame):
         return "small"
@@ -32,8 +33,8 @@ def kind_of(frame: Frame) -> Kind:
 class Scheduler:
     """Frames that wait, by hop.
 
-    `take` returns either one frame that is not a step (open, history, cancel, close), a batch of decode steps of
-    different hops, or one chunk.
+    `take` returns either one frame that is not a step (open, history, cancel, close), a batch of decode
+    steps of different hops, or one chunk.
     """
 
     def __init__(self, max_batch: int = 32) -> None:
@@ -71,7 +72,8 @@ class Scheduler:
         return [self._pop("chunk", key) for key in chunks[:1]]
 
     def _order(self, kind: Kind) -> list[HopKey]:
-        """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and so on."""
+        """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and
+        so on."""
         hops: dict[str, list[HopKey]] = {}
         for key in sorted(self._queues, key=self._since.__getitem__):
             if kind_of(self._queues[key][0]) == kind:
