@@ -150,8 +150,8 @@ class HopServer:
             raise ProtocolError(f"data of this hop comes from {hop.ticket.previous}, not from {sender}")
         if message.count > hop.ticket.max_chunk or message.stop > hop.ticket.max_positions:
             raise LimitError(
-                f"positions {message.start}-{message.stop - 1} exceed the ticket: {hop.ticket.max_chunk} a
-                step, " f"{hop.ticket.max_positions} in all"
+                f"positions {message.start}-{message.stop - 1} exceed the ticket: "
+                f"{hop.ticket.max_chunk} a step, {hop.ticket.max_positions} in all"
             )
         hop.deadline = self._host.now() + hop.ticket.lease_s
         match hop.fence.admit(message):

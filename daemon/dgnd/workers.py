@@ -118,12 +118,14 @@ class WorkerHandle:
         self.post(Frame(self.request))
         hung = False
         try:
-            async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send_all, stream, receive)
-                    nursery.start_soon(self._ping, send)
-                    hung = await self._receive_all(stream)
-                    nursery.cancel_scope.cancel()
+            async with (
+                trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream,
+                trio.open_nursery() as nursery,
+            ):
+                nursery.start_soon(self._send_all, stream, receive)
+                nursery.start_soon(self._ping, send)
+                hung = await self._receive_all(stream)
+                nursery.cancel_scope.cancel()
         finally:
             self._outbox = None
             with trio.CancelScope(shield=True):

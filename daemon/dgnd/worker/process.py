@@ -83,8 +83,7 @@ class WorkerProcess:
             self._worker = SpanWorker(request, self._progress())
         except DgnError as error:
             self._fail(error.kind, error.message)
-
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a plugin is foreign code: its fault is named
             self._fail("backend", f"backend {request.backend}: {type(error).__name__}: {error}")
         else:
             self._outbox.put(Frame(Loaded(spans=self._worker.loaded(), device=request.device)))
