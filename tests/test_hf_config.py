@@ -10,6 +10,7 @@ import pytest
 from llama_cases import CASES
 from tiny_llama import TinyLlama, make_tiny_llama
 
+from dgn_backends import bundled
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import normalised_config_bytes, read_config
 from dgn_backends.model import ModelConfig, RopeSpec
@@ -322,3 +323,13 @@ def test_normalised_config_is_what_shapes_the_computation(tmp_path: Path) -> Non
     for changes in other:
         seen.add(normalised_config_bytes(read(tmp_path, changes)))
     assert len(seen) == 1 + len(other)
+
+
+def test_bundled_models_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundled, "MODELS_DIR", tmp_path / "models")
+    model = make_tiny_llama(tmp_path / "models" / "dgn-test")
+    make_tiny_llama(tmp_path / "outside")
+    (tmp_path / "models" / "empty").mkdir()
+    assert bundled.bundled_model("dgn-test") == model
+    for name in ("other", "empty", "", ".", "..", "../outside", "dgn-test/", "/dgn-test", str(model)):
+        assert bundled.bundled_model(name) is None
