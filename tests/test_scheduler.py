@@ -80,7 +80,8 @@ def test_decode_steps_go_first_and_together() -> None:
 
 
 def test_one_hop_gives_one_step_to_a_batch() -> None:
-    assert drained(filled(decode(A, 0), decode(A, 1), decode(B))) == [[decode(A, 0), decode(B)], [decode(A, 1)]]
+    batches = drained(filled(decode(A, 0), decode(A, 1), decode(B)))
+    assert batches == [[decode(A, 0), decode(B)], [decode(A, 1)]]
 
 
 def test_what_opens_a_hop_is_done_before_its_steps_and_before_other_chunks() -> None:
@@ -164,7 +165,7 @@ class AgainstANaiveModel(RuleBasedStateMachine):
         self.scheduler = Scheduler(max_batch=3)
         self.waiting: dict[HopKey, list[Frame]] = {}
         self.position = 0
-        self.passed: dict[HopKey, Counter[HopKey]] = {}  # chunks of others taken while a hop's chunk was first
+        self.passed: dict[HopKey, Counter[HopKey]] = {}  # others' chunks taken while its own was first
         self.batches_passed = 0  # decode batches taken since a chunk waits
 
     def _put(self, of: HopKey, frame: Frame) -> None:
@@ -212,7 +213,7 @@ class AgainstANaiveModel(RuleBasedStateMachine):
             for of in waiting_chunks - {taken}:
                 self.passed.setdefault(of, Counter())[taken] += 1
                 same = {hop for hop in self.passed[of] if hop.origin == of.origin}
-                # One chunk of another hop; and of another origin, as many as this origin's own hops are ahead.
+                # One of another hop; and of another origin, as many as its own hops are ahead.
                 assert all(self.passed[of][hop] <= 1 for hop in same)
                 for origin in {hop.origin for hop in self.passed[of]} - {of.origin}:
                     theirs = sum(n for hop, n in self.passed[of].items() if hop.origin == origin)
