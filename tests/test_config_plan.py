@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dgn_backends.testing_models import write_safetensors
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
@@ -60,17 +61,6 @@ SHARDS: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A file of zeros in the safetensors format: length of the header, header, data."""
-    header: dict[str, object] = {}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-    raw = json.dumps(header).encode()
-    path.write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(end))
-
-
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
@@ -80,7 +70,8 @@ def model(tmp_path: Path) -> Path:
     weight_map = {name: file for file, shapes in SHARDS.items() for name in shapes}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for file, shapes in SHARDS.items():
-        write_safetensors(directory / file, shapes)
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        write_safetensors(directory / file, zeros, "f32")
     return directory
 
 
