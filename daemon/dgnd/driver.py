@@ -74,7 +74,6 @@ class SessionDriver:
         self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
 
     # --- news from the hops
-    # -----------------------------------------------------------------------------------
 
     def deliver(self, sender: str, frame: Frame) -> None:
         """A frame for this session; one that does not come from the hop it speaks of is dropped."""
@@ -126,7 +125,6 @@ class SessionDriver:
         return f"{self._host.peer_name(hop.peer)} ({hop.span})"
 
     # --- the route
-    # --------------------------------------------------------------------------------------------
 
     async def open(self, route: Sequence[Hop], edges: Sequence[Edge], model: ModelIdentity) -> None:
         """Opens every hop at once; raises the first hop's error, or PeerError after OPEN_TIMEOUT_S."""
@@ -181,7 +179,6 @@ class SessionDriver:
         self.session.drop_route()
 
     # --- a turn
-    # -----------------------------------------------------------------------------------------------
 
     def tell_history(self, answer_start: int) -> None:
         """Gives the head's hop the token ids, for penalties."""
@@ -241,7 +238,7 @@ class SessionDriver:
 
 
 def hop_ids() -> Iterator[int]:
-    """Hop ids of one origin: they begin with the time in microseconds, so that a restarted origin's are higher.
+    """Hop ids of one origin: they begin with the time in microseconds, so that after a restart they are higher.
 
     A peer refuses a ticket whose hop id is not above the last one that it saw of a session's name.
     """

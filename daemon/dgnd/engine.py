@@ -82,7 +82,6 @@ class Engine:
     conversations: ConversationBook = field(default_factory=ConversationBook)
 
     # --- frames
-    # ------------------------------------------------------------------------------------------------
 
     def on_frame(self, sender: str, frame: Frame) -> None:
         """A frame that speaks of one of this node's own sessions."""
@@ -97,7 +96,6 @@ class Engine:
             conversation.driver.peer_down(peer, why)
 
     # --- requests
-    # ----------------------------------------------------------------------------------------------
 
     def model(self, name: str | None) -> LocalModel:
         """The model asked for; without a name the only one, or the first of the configuration."""
@@ -210,7 +208,6 @@ class Engine:
             await on_delta(answer.push(token), [token])
 
     # --- routes
-    # ------------------------------------------------------------------------------------------------
 
     async def _get_route(self, conversation: Conversation, wait_s: float) -> None:
         """Keeps the session's hops if they can still be used, else opens new ones."""
@@ -269,7 +266,6 @@ class Engine:
         ]
 
     # --- sessions
-    # ----------------------------------------------------------------------------------------------
 
     def export(self, session: str) -> api.SessionTokens:
         """The token ids of a session."""

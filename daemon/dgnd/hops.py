@@ -88,7 +88,6 @@ class HopServer:
         self.hops: dict[HopKey, Hop] = {}
 
     # --- from peers and from this node's own engine
-    # ------------------------------------------------------------
 
     def on_frame(self, sender: str, frame: Frame) -> None:
         """One frame from an authenticated sender (this node's id for its own)."""
@@ -164,10 +163,10 @@ class HopServer:
                 pass
 
     def _compute(self, hop: Hop, step: StepFrame, payload: Tensor | None) -> None:
-        if step.sample is not None and step.sample.needs_history and hop.span.head:
-            if hop.history_branch != step.branch:  # the origin's History comes by another way
-                hop.parked.append((step, payload))
-                return
+        penalised = step.sample is not None and step.sample.needs_history and hop.span.head
+        if penalised and hop.history_branch != step.branch:  # the origin's History comes by another way
+            hop.parked.append((step, payload))
+            return
         if not self._host.to_worker(hop.ticket.model, Frame(step, payload)):
             raise WorkerDied(f"the worker of {hop.ticket.model} is not running")
 
@@ -207,15 +206,17 @@ class HopServer:
 
     def _pass_failure(self, sender: str, message: Failure) -> None:
         """The next hop refused a frame of ours: its origin has to know."""
+        key = message.key
+        if key is None:
+            return
         for hop in self.hops.values():
-            ticket, key = hop.ticket, message.key
-            if key is not None and ticket.next == sender and ticket.next_hop == key.hop:
-                if (ticket.key.origin, ticket.key.session) == (key.origin, key.session):
-                    self._host.post(key.origin, Frame(message))
-                    return
+            ticket = hop.ticket
+            same_session = (ticket.key.origin, ticket.key.session) == (key.origin, key.session)
+            if same_session and ticket.next == sender and ticket.next_hop == key.hop:
+                self._host.post(key.origin, Frame(message))
+                return
 
     # --- from workers
-    # -----------------------------------------------------------------------------------------
 
     def on_worker_frame(self, model: str, frame: Frame) -> None:
         """An answer of this node's worker of `model`."""
@@ -263,7 +264,6 @@ class HopServer:
             self._host.post(ticket.next, Frame(onward, payload))
 
     # --- ends
-    # --------------------------------------------------------------------------------------------------
 
     def on_worker_down(self, model: str, why: str) -> None:
         """The worker of `model` ended, and with it the KV of its hops."""

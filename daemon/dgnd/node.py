@@ -118,7 +118,6 @@ class Node:
         )
 
     # --- wiring
-    # ------------------------------------------------------------------------------------------------
 
     def _worker_handlers(self) -> WorkerHandlers:
         return WorkerHandlers(
@@ -169,7 +168,6 @@ class Node:
         return self.service.peer_name(peer)
 
     # --- frames
-    # ------------------------------------------------------------------------------------------------
 
     async def _send(self, peer: str, frame: Frame, bulk: bool) -> None:
         await self.network.send(peer, frame, bulk=bulk)
@@ -229,7 +227,6 @@ class Node:
         self.network.announce()
 
     # --- life
-    # --------------------------------------------------------------------------------------------------
 
     async def run(self, state_dir: Path) -> None:
         """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it

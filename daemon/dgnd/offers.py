@@ -31,7 +31,6 @@ class OfferBook:
         self._models = models
 
     # --- what I say
-    # --------------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
         """What this node is and offers, now."""
@@ -71,7 +70,6 @@ class OfferBook:
         ]
 
     # --- what I hear
-    # -------------------------------------------------------------------------------------------
 
     def peer_up(self, peer: str, hello: Hello) -> None:
         """A peer said Hello."""
@@ -105,7 +103,6 @@ class OfferBook:
         self.manifests.put(peer, message.model, manifest)
 
     # --- what follows
-    # ------------------------------------------------------------------------------------------
 
     def offers(self, model: LocalModel) -> list[Offer]:
         """Spans that can be routed through now: mine, and those of peers whose weights agree with mine."""

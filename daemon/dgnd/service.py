@@ -45,7 +45,6 @@ class NodeService:
     started: bool = False
 
     # --- the node
-    # ----------------------------------------------------------------------------------------------
 
     def state(self) -> api.NodeState:
         """One word for how the node is."""
@@ -149,7 +148,6 @@ class NodeService:
         return api.Done()
 
     # --- models and the map
-    # ------------------------------------------------------------------------------------
 
     async def models_list(self) -> list[api.ModelInfo]:
         """The configured models."""
@@ -216,7 +214,6 @@ class NodeService:
         return "ready" if format_spans(wanted) == live or not span else "differs from this map"
 
     # --- peers
-    # -------------------------------------------------------------------------------------------------
 
     async def peers_list(self) -> api.PeerList:
         """Peers and the last refusals."""
@@ -273,7 +270,6 @@ class NodeService:
         return api.Done()
 
     # --- generation and sessions
-    # -------------------------------------------------------------------------------
 
     async def generate(
         self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event

@@ -186,7 +186,7 @@ class CacheEntry(msgspec.Struct, frozen=True):
     idle_s: float
 
 
-# --- parameters ---
+# --- parameters
 
 
 class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -92,7 +92,7 @@ class ControlClient:
         """Begins a generation."""
         return GenerateStream(self, self.send("generate", params))
 
-    # --- messages -------------------------------------------------------------------------------------------
+    # --- messages
 
     def send(self, method: str, params: api.Params | None = None) -> int:
         """Sends a request; returns its id.

@@ -104,7 +104,7 @@ class Connection:
         """Queues an error that belongs to no request."""
         self._send(jsonrpc.encode_error(None, error))
 
-    # --- bytes ----------------------------------------------------------------------------------------------
+    # --- bytes
 
     async def _read(self, requests: trio.Nursery) -> None:
         lines = jsonrpc.Lines(MAX_REQUEST_BYTES)
@@ -170,7 +170,7 @@ class Connection:
         self._wake.set()
         self._wake = trio.Event()
 
-    # --- requests -------------------------------------------------------------------------------------------
+    # --- requests
 
     def _hang_up(self) -> None:
         for running in self._running.values():

@@ -26,7 +26,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, tag_field="t", kw_only=True
     """The base of every message."""
 
 
-# --- who is there, and with what --------------------------------------------------------------------------
+# --- who is there, and with what
 
 
 class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +96,7 @@ class Goodbye(Message, tag="bye", frozen=True):
     reason: str
 
 
-# --- a hop's life -----------------------------------------------------------------------------------------
+# --- a hop's life
 
 
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
@@ -248,7 +248,7 @@ class Failure(Message, tag="failure", frozen=True):
     tag: str = ""  #: of the message that it answers, where it answers one
 
 
-# --- dgnd and its worker only -----------------------------------------------------------------------------
+# --- dgnd and its worker only
 
 
 class LoadSpans(Message, tag="w.load", frozen=True):

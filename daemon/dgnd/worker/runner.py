@@ -7,7 +7,8 @@ concerned; a plugin's output is checked before anything is passed on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.registry import load_backend
 from dgn_backends.span import Span, parse_spans
-from dgn_backends.tensor import Tensor, tensor_bytes
+from dgn_backends.tensor import DType, Tensor, tensor_bytes
 from dgnd.sampling import pick
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (
@@ -91,24 +92,28 @@ class SpanWorker:
         if isinstance(message, StepFrame):
             return self._steps(batch)
         try:
-            match message:
-                case OpenSequence():
-                    return [self._open(message)]
-                case History():
-                    return self._history(message, batch[0].payload)
-                case Cancel():
-                    length = self._length(message.key)
-                    return [Frame(HopLength(key=message.key, branch=message.branch, length=length))]
-                case CloseHop():
-                    self._close(message.key)
-                    return []
-                case _:
-                    raise BackendError(f"a worker can't do {type(message).__name__}")
+            with _plugin():
+                return self._control(batch[0])
         except DgnError as error:
             return [Frame(_failure(message, error))]
 
+    def _control(self, frame: Frame) -> list[Frame]:
+        message = frame.message
+        match message:
+            case OpenSequence():
+                return [self._open(message)]
+            case History():
+                return self._history(message, frame.payload)
+            case Cancel():
+                length = self._length(message.key)
+                return [Frame(HopLength(key=message.key, branch=message.branch, length=length))]
+            case CloseHop():
+                self._close(message.key)
+                return []
+            case _:
+                raise BackendError(f"a worker can't do {type(message).__name__}")
+
     # --- sequences
-    # -------------------------------------------------------------------------------------------
 
     def _open(self, message: OpenSequence) -> Frame:
         (span,) = parse_spans(message.span, self.config.n_blocks)
@@ -140,7 +145,6 @@ class SpanWorker:
             sequence.runner.close(sequence.number)
 
     # --- steps
-    # -----------------------------------------------------------------------------------------------
 
     def _steps(self, batch: Sequence[Frame]) -> list[Frame]:
         """Runs steps, those of one runner together; the failure of a batch is narrowed down to its step."""
@@ -163,20 +167,21 @@ class SpanWorker:
         sequence = self._sequences.get(message.key)
         if sequence is None or payload is None:
             raise BackendError(f"step {message.start} of hop {message.key.hop} has no open sequence")
-        if message.truncate_to is not None:
-            sequence.runner.truncate(sequence.number, message.truncate_to)
+        with _plugin():
+            if message.truncate_to is not None:
+                sequence.runner.truncate(sequence.number, message.truncate_to)
+            length = sequence.runner.length(sequence.number)
+        if length != message.start:
+            raise BackendError(f"a step from position {message.start}, but the KV holds {length} positions")
         rows = (message.count - 1,) if message.sample is not None and sequence.span.head else ()
         return sequence, Step(sequence.number, message.start, payload, rows)
 
     def _group(self, group: list[tuple[Frame, _Sequence, Step]]) -> list[Frame]:
-        runner = group[0][1].runner
-        before = [runner.length(sequence.number) for _, sequence, _ in group]
         try:
-            outputs = _forward(runner, [step for _, _, step in group])
+            outputs = _forward(group[0][1].runner, [step for _, _, step in group])
         except DgnError as error:
-            after = [runner.length(sequence.number) for _, sequence, _ in group]
-            if len(group) > 1 and before == after:
-                return [answer for item in group for answer in self._group([item])]
+            if len(group) > 1:
+                return [answer for item in group for answer in self._alone(*item)]
             return [Frame(_failure(frame.message, error)) for frame, _, _ in group]
         answers = []
         for (frame, sequence, _), output in zip(group, outputs, strict=True):
@@ -188,14 +193,19 @@ class SpanWorker:
                 answers.append(Frame(_failure(message, error)))
         return answers
 
+    def _alone(self, frame: Frame, sequence: _Sequence, step: Step) -> list[Frame]:
+        """One step of a batch that failed, again and by itself, from where it was."""
+        try:
+            with _plugin():
+                sequence.runner.truncate(sequence.number, step.start)
+        except DgnError as error:
+            return [Frame(_failure(frame.message, error))]
+        return self._group([(frame, sequence, step)])
+
     def _answer(self, message: StepFrame, sequence: _Sequence, output: StepOutput) -> Frame:
         if not sequence.span.head:
-            hidden = output.hidden
             shape = (message.count, self.config.block.hidden_size)
-            if hidden is None or hidden.shape != shape:
-                raise BackendError(
-                    f"the backend returned hidden states {hidden and hidden.shape}, not {shape}"
-                )
+            hidden = _checked(output.hidden, "hidden states", sequence.runner.dtype, shape)
             if not _finite(hidden):
                 where = f"{message.start}-{message.stop - 1}"
                 raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
@@ -204,13 +214,9 @@ class SpanWorker:
             return Frame(
                 Credit(key=message.key, branch=message.branch, route=message.route, stop=message.stop)
             )
-        shape = (1, self.config.vocab_size)
-        if output.logits is None or output.logits.shape != shape:
-            raise BackendError(
-                f"the backend returned logits {output.logits and output.logits.shape}, not {shape}"
-            )
+        logits = _checked(output.logits, "logits", "f32", (1, self.config.vocab_size))
         token = pick(
-            output.logits.to_f32()[0],
+            logits.to_f32()[0],
             message.sample,
             message.stop,
             sequence.history[: message.stop],
@@ -252,17 +258,35 @@ def _load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -
 
 
 def _forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
-    """One call of the plugin; whatever it raises or returns wrongly becomes a BackendError."""
-    try:
+    """One call of the plugin. Raises BackendError for whatever it raises or returns that is no list of outputs."""
+    with _plugin():
         outputs = runner.forward(steps)
-    except DgnError:
-        raise
-
-    except Exception as error:
-        raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
+    if not isinstance(outputs, list) or not all(isinstance(output, StepOutput) for output in outputs):
+        raise BackendError(f"the backend returned {type(outputs).__name__}, not a list of StepOutput")
     if len(outputs) != len(steps):
         raise BackendError(f"the backend returned {len(outputs)} outputs for {len(steps)} steps")
     return outputs
+
+
+@contextmanager
+def _plugin() -> Iterator[None]:
+    """Around calls of the plugin: it is foreign code, and whatever it raises becomes a BackendError."""
+    try:
+        yield
+    except DgnError:
+        raise
+    except Exception as error:
+        raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
+
+
+def _checked(tensor: Tensor | None, what: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
+    """An output of the plugin, if it is what was asked for."""
+    if not isinstance(tensor, Tensor):
+        raise BackendError(f"the backend returned no {what}")
+    if (tensor.dtype, tensor.shape) != (dtype, shape):
+        found = f"{tensor.dtype}{list(tensor.shape)}"
+        raise BackendError(f"the backend returned {what} {found}, not {dtype}{list(shape)}")
+    return tensor
 
 
 def _finite(tensor: Tensor) -> bool:
