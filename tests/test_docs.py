@@ -137,3 +137,11 @@ def test_every_dependency_has_its_reason() -> None:
 def test_the_changelog_has_an_unreleased_part_or_the_version() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in text or f"## [{PYPROJECT['project']['version']}]" in text
+
+
+def test_quoted_messages_are_in_the_sources() -> None:
+    sources = [path for name in ("daemon", "backends", "ctl") for path in (ROOT / name).rglob("*.py")]
+    text = "\n".join(path.read_text() for path in [*sources, ROOT / "scripts/bootstrap.sh"])
+    messages = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.M)
+    assert len(messages) >= 12
+    assert [message for message in messages if message not in text] == []
