@@ -1,4 +1,6 @@
-"""A peer network in a process of its own, for tests that stop or kill one: SEED-HEX LISTEN ALLOWED-ID [ADDRESS]."""
+"""A peer network in a process of its own, for tests that stop or kill one: SEED-HEX LISTEN ALLOWED-ID
+[ADDRESS].
+"""
 
 from __future__ import annotations
 

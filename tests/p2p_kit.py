@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,8 +78,14 @@ async def running(*nodes: Node) -> AsyncIterator[None]:
 async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
     """Waits for something that other tasks bring about; fails after a while."""
     with trio.fail_after(within_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 what it waits for has no event of its own
             await trio.sleep(0.005)
+
+
+async def for_ever(action: Callable[[], Awaitable[object]]) -> None:
+    """Until it raises."""
+    while True:
+        await action()
 
 
 async def pair(a: Node, b: Node) -> None:

@@ -1,4 +1,4 @@
-"""Dialling, being refused, reconnecting: what is kept, what is said, and that each failure has its own line."""
+"""Dialling, refusals, reconnecting: what is kept, what is said, and that each failure has its own line."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from p2p_kit import Node, child, pair, running, until
 
 from dgnd.errors import BadRequest, IdentityMismatch, ListenFailed, NotFound, PeerGone, PeerRefused
 from dgnd.identity import Identity
-from dgnd.p2p.dialer import Backoff, refused_line
 from dgnd.p2p.addresses import Endpoint
+from dgnd.p2p.dialer import Backoff, refused_line
 from dgnd.wire.messages import EndTurn, Frame, HopKey
 
 FRAME = Frame(EndTurn(key=HopKey("o", "s", 1), branch=0))
@@ -124,12 +124,13 @@ def test_each_failure_to_connect_has_its_own_line() -> None:
         someone = Identity.generate().peer_id
         with silent_port() as silent:
             async with running(a, b):
-                where = b.address.partition("/p2p/")[0]
+                where, loopback = b.address.partition("/p2p/")[0], "/ip4/127.0.0.1/tcp"
+                nowhere = f"/dns4/no-such-host.invalid/tcp/1/p2p/{someone}"
                 for address, error, line in (
-                    (f"/ip4/127.0.0.1/tcp/{free_port()}/p2p/{someone}", PeerGone, "connection refused: nothing listens"),
-                    (f"/ip4/127.0.0.1/tcp/{silent}/p2p/{someone}", PeerGone, "did not finish the handshake in 1 s"),
-                    (f"{where}/p2p/{someone}", IdentityMismatch, f"expected peer {someone} but {b.id} answered"),
-                    (f"/dns4/no-such-host.invalid/tcp/1/p2p/{someone}", PeerGone, "can't be resolved|no answer within"),
+                    (f"{loopback}/{free_port()}/p2p/{someone}", PeerGone, "refused: nothing listens"),
+                    (f"{loopback}/{silent}/p2p/{someone}", PeerGone, "did not finish the handshake in 1 s"),
+                    (f"{where}/p2p/{someone}", IdentityMismatch, f"expected peer {someone} but {b.id} "),
+                    (nowhere, PeerGone, "can't be resolved|no answer within"),
                     (where, BadRequest, "add /p2p/PEER-ID"),
                     (a.address, BadRequest, "this node itself"),
                     ("/ip4/127.0.0.1/udp/1/quic-v1", BadRequest, "can be used|not a multiaddress"),
@@ -160,8 +161,12 @@ def test_a_machine_that_does_not_answer_is_a_timeout() -> None:
                     filler.setblocking(False)
                     filler.connect_ex(("127.0.0.1", port))
                 async with running(a):
-                    with pytest.raises(PeerGone, match=r"no answer within 0\.5 s: is the machine on, and does its firewall"):
-                        await a.network.connect(f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.generate().peer_id}")
+                    with pytest.raises(
+                        PeerGone, match=r"no answer within 0\.5 s: is the machine on, and does its firewall"
+                    ):
+                        await a.network.connect(
+                            f"/ip4/127.0.0.1/tcp/{port}/p2p/{Identity.generate().peer_id}"
+                        )
             finally:
                 for filler in fillers:
                     filler.close()
@@ -277,7 +282,11 @@ def test_names_and_ipv6() -> None:
             four, six = b.network.listen_addrs()
             assert six.startswith("/ip6/::1/tcp/")
             port = four.split("/")[4]
-            for address in (f"/dns4/localhost/tcp/{port}/p2p/{b.id}", f"/dns/localhost/tcp/{port}/p2p/{b.id}", six):
+            for address in (
+                f"/dns4/localhost/tcp/{port}/p2p/{b.id}",
+                f"/dns/localhost/tcp/{port}/p2p/{b.id}",
+                six,
+            ):
                 a = Node("desk")
                 b.network.allow(a.id, "desk", keep_connected=False)
                 async with running(a):
@@ -330,8 +339,8 @@ def test_delays_grow_to_the_last_and_begin_again() -> None:
     ("local", "listening", "said"),
     [
         ("10.0.0.5", [Endpoint("ip4", "0.0.0.0", 4001)], "/ip4/10.0.0.5/tcp/4001/p2p/ME"),
-        ("10.0.0.5", [Endpoint("ip6", "::", 4001), Endpoint("ip4", "10.0.0.5", 4002)], "/ip4/10.0.0.5/tcp/4002/p2p/ME"),
-        ("fd00::5", [Endpoint("ip4", "0.0.0.0", 4001), Endpoint("ip6", "::", 4003)], "/ip6/fd00::5/tcp/4003/p2p/ME"),
+        ("10.0.0.5", [Endpoint("ip6", "::", 1), Endpoint("ip4", "0.0.0.0", 2)], "/ip4/10.0.0.5/tcp/2/p2p/ME"),
+        ("fd00::5", [Endpoint("ip4", "0.0.0.0", 1), Endpoint("ip6", "::", 3)], "/ip6/fd00::5/tcp/3/p2p/ME"),
         ("10.0.0.5", [], "/ip4/THIS-NODE/tcp/PORT/p2p/ME"),
     ],
 )  # fmt: skip

@@ -97,7 +97,9 @@ def test_the_gate_is_asked_before_anything_else() -> None:
         near, far = await sockets()
         async with trio.open_nursery() as nursery:
             stock = StockNoise(keys[1], create_x25519_key_pair().private_key)
-            nursery.start_soon(stock.secure_outbound, RawConnection(near, True), ID.from_pubkey(keys[0].public_key))
+            nursery.start_soon(
+                stock.secure_outbound, RawConnection(near, True), ID.from_pubkey(keys[0].public_key)
+            )
             with pytest.raises(GateClosed, match=f"{stranger}: not today"):
                 await GatedNoise(keys[0], gate).secure_inbound(RawConnection(far, False))
         assert asked == [stranger]

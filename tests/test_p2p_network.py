@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import trio
-from p2p_kit import Node, child, pair, running, until
+from p2p_kit import Node, child, for_ever, pair, running, until
 
 from dgn_backends.tensor import Tensor
 from dgnd.errors import PeerGone, ProtocolError
@@ -38,7 +38,7 @@ def test_hello_and_frames_both_ways() -> None:
             await a.network.send(b.id, step(3, 4))
             await b.network.send(a.id, end_turn(7), bulk=True)
             await until(lambda: a.frames and b.frames)
-            (peer, got), = b.frames
+            ((peer, got),) = b.frames
             assert peer == a.id
             assert got.payload is not None
             assert got.payload.to_f32().tolist() == [[3.0] * 64] * 4
@@ -56,7 +56,9 @@ def test_frames_of_a_class_stay_in_order_and_small_ones_pass_big_ones() -> None:
         async with running(a, b):
             await pair(a, b)
             arrived: list[str] = []
-            b.on_frame = lambda peer, frame: arrived.append("big" if frame.payload else f"small {frame.message.branch}")
+            b.on_frame = lambda peer, frame: arrived.append(
+                "big" if frame.payload else f"small {frame.message.branch}"
+            )
             big = step(0, 4096, 4096)  # 64 MiB
 
             async with trio.open_nursery() as nursery:
@@ -133,7 +135,12 @@ def test_the_state_of_a_connected_peer_has_its_round_trip_time() -> None:
             await pair(a, b)
             await until(lambda: a.network.peers()[0].rtt_ms is not None)
             (state,) = a.network.peers()
-            assert (state.id, state.name, state.state, state.addrs) == (b.id, "attic", "connected", (b.address,))
+            assert (state.id, state.name, state.state, state.addrs) == (
+                b.id,
+                "attic",
+                "connected",
+                (b.address,),
+            )
             assert state.rtt_ms is not None
             assert 0 < state.rtt_ms < 1000
 
@@ -195,10 +202,11 @@ def test_shutdown_is_prompt_while_a_sender_waits_for_a_peer_that_is_frozen() -> 
                 await until(lambda: node.ups)
                 frozen.signal(signal.SIGSTOP)
 
+                send = partial(node.network.send, frozen.identity.peer_id, step(0, 512, 2048), bulk=True)
+
                 async def flood() -> None:
                     with pytest.raises(PeerGone):
-                        while True:
-                            await node.network.send(frozen.identity.peer_id, step(0, 512, 2048), bulk=True)
+                        await for_ever(send)
 
                 nursery.start_soon(flood)
                 await trio.sleep(0.3)

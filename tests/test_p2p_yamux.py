@@ -1,6 +1,10 @@
-"""The multiplexer as a state machine: any split of the bytes is the same, garbage is an error, limits are kept."""
+"""The multiplexer as a state machine: any split of the bytes is the same, garbage is an error, limits are
+kept.
+"""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -75,8 +79,10 @@ CONVERSATION = b"".join(
     )
 )
 EVENTS = [
-    ("Opened", 1), ("data", 1, b"hello"), ("Opened", 3), ("data", 3, b"opened with data"), ("WindowGrew", 1),
-    ("data", 3, b"the last of it"), ("end", 3, False), ("data", 1, b"more" * 100), ("end", 1, True), ("away", 0),
+    ("Opened", 1), ("data", 1, b"hello"), ("Opened", 3), ("data", 3, b"opened with data"),
+    ("WindowGrew", 1),
+    ("data", 3, b"the last of it"), ("end", 3, False), ("data", 1, b"more" * 100), ("end", 1, True),
+    ("away", 0),
 ]  # fmt: skip
 
 
@@ -84,7 +90,7 @@ EVENTS = [
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     mux = Yamux(dialer=False)
     edges = [0, *sorted(cuts), len(CONVERSATION)]
-    events = [event for at, end in zip(edges, edges[1:], strict=False) for event in told(mux, CONVERSATION[at:end])]
+    events = [event for at, end in pairwise(edges) for event in told(mux, CONVERSATION[at:end])]
     assert joined(events) == EVENTS
 
 

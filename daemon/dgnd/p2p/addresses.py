@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from libp2p.utils.address_validation import expand_wildcard_address
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it has no type information
 
 from dgnd.errors import BadRequest
 from dgnd.identity import parse_peer_id

@@ -1,16 +1,32 @@
-"""When to dial again, and what to tell who was refused. No tasks, no sockets."""
+"""Dialling peers, again and again where asked, and saying in one line why it did not work.
+
+Knows no frames.
+"""
 
 from __future__ import annotations
 
+import logging
 import random
+from collections.abc import Callable, Mapping
 
+import trio
+
+from dgnd.errors import PeerError, PeerGone, PeerRefused
+from dgnd.p2p import addresses
 from dgnd.p2p.addresses import Endpoint, endpoint_of
+from dgnd.p2p.host import Connection, Host
+from dgnd.p2p.link import Link
+from dgnd.p2p.settings import Known, NetworkSettings
+
+log = logging.getLogger("dgnd.p2p")
 
 _GROWTH = 1.7
 
 
 class Backoff:
-    """Growing delays in seconds, each within a quarter of its value at random, so that nodes don't dial in step."""
+    """Growing delays in seconds, each within a quarter of its value at random, so that nodes don't dial in
+    step.
+    """
 
     def __init__(self, first_s: float, last_s: float) -> None:
         self._first_s = first_s
@@ -29,7 +45,9 @@ class Backoff:
 
 
 def refused_line(name: str, local_host: str, listening: list[Endpoint], me: str) -> str:
-    """What to do when `name` hung up on us: we were reached from it at `local_host`, and listen on `listening`."""
+    """What to do when `name` hung up on us: we were reached from it at `local_host`, and listen on
+    `listening`.
+    """
     kind = "ip6" if ":" in local_host else "ip4"
     ports = [
         bound.port
@@ -44,3 +62,104 @@ def refused_line(name: str, local_host: str, listening: list[Endpoint], me: str)
         f"{name} closed the connection: it probably doesn't list this node; "
         f"run there: dgnctl connect {address}/p2p/{me}"
     )
+
+
+class Dialer:
+    """Keeps one task for each peer that is to be kept connected.
+
+    `links` are the connections in use, by peer; `start` makes a link of a new one and runs it.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        settings: NetworkSettings,
+        me: str,
+        links: Mapping[str, Link],
+        start: Callable[[Connection], Link],
+    ) -> None:
+        self._host = host
+        self._settings = settings
+        self._me = me
+        self._links = links
+        self._start = start
+        self._keepers: dict[str, trio.CancelScope] = {}
+        self._listening: list[Endpoint] = []
+        self._nursery: trio.Nursery | None = None
+
+    def started(self, nursery: trio.Nursery, listening: list[Endpoint]) -> None:
+        """From now on peers can be dialled, by tasks in `nursery`; this node listens on `listening`."""
+        self._nursery, self._listening = nursery, listening
+
+    def stopped(self) -> None:
+        """The nursery has ended."""
+        self._nursery = None
+        self._keepers.clear()
+
+    def keep(self, known: Known) -> None:
+        """Starts keeping the peer connected, or starts again with what is known of it now."""
+        self.leave(known.id)
+        if self._nursery is not None and known.keep_connected and not known.held:
+            scope = self._keepers[known.id] = trio.CancelScope()
+            self._nursery.start_soon(self._keep, known, scope)
+
+    def leave(self, peer_id: str) -> None:
+        """Stops dialling the peer."""
+        keeper = self._keepers.pop(peer_id, None)
+        if keeper is not None:
+            keeper.cancel()
+
+    async def _keep(self, known: Known, scope: trio.CancelScope) -> None:
+        backoff = Backoff(self._settings.first_delay_s, self._settings.last_delay_s)
+        with scope:
+            while True:
+                link = self._links.get(known.id)
+                if link is not None:
+                    begun = trio.current_time()
+                    await link.ended.wait()
+                    if link.was_up and trio.current_time() - begun > self._settings.gone_s:
+                        backoff.reset()
+                elif known.addrs:
+                    try:
+                        await self.dial(known, [addresses.parse(text)[0] for text in known.addrs])
+                        continue
+                    except PeerError as error:
+                        log.debug("%s: %s", known.name, error.message)
+                else:
+                    known.detail = "waiting for it to connect: its addresses are not known here"
+                await trio.sleep(backoff.next())
+
+    async def dial(self, known: Known, endpoints: list[Endpoint]) -> None:
+        """Connects by the first endpoint that works; returns after Hello.
+
+        Raises the PeerError that says most: of a peer that answered before that of an address that did not.
+        """
+        most: PeerError = PeerGone(f"{known.name} has no address", peer=known.id)
+        for endpoint in endpoints:
+            try:
+                return await self._dial_endpoint(known, endpoint)
+            except PeerError as error:
+                if self._is_up(known):
+                    return None
+                if type(most) is PeerGone:
+                    most = error
+        known.state = "refused" if isinstance(most, PeerRefused) else "unreachable"
+        known.detail = most.message
+        raise most
+
+    async def _dial_endpoint(self, known: Known, endpoint: Endpoint) -> None:
+        try:
+            connection = await self._host.dial(endpoint, known.id, self._settings.connect_s)
+        except PeerRefused as error:
+            local = str(error.data.get("local", ""))
+            raise PeerRefused(
+                refused_line(known.name, local, self._listening, self._me), peer=known.id
+            ) from error
+        link = self._start(connection)
+        await link.settled.wait()
+        if link.error is not None and not self._is_up(known):
+            raise type(link.error)(f"{known.name} at {endpoint}: {link.error.message}", peer=known.id)
+
+    def _is_up(self, known: Known) -> bool:
+        link = self._links.get(known.id)
+        return link is not None and link.is_up

@@ -1,8 +1,10 @@
-"""The libp2p host: TCP, Noise alone, yamux. Connections with a proven peer id come out; nothing else gets that far.
+"""The libp2p host: TCP, Noise alone, yamux. Connections with a proven peer id come out; nothing else gets
+that far.
 
-It is composed of py-libp2p's parts below its Swarm, because the Swarm brings what must not be here: it accepts
-plaintext unless told otherwise, never gives an inbound slot back, ends with the first exception of a handler, talks
-identify with every connection, and redials on its own. Knows nothing of streams' contents or of who is allowed.
+It is composed of py-libp2p's parts below its Swarm, because the Swarm brings what must not be here: it
+accepts plaintext unless told otherwise, never gives an inbound slot back, ends with the first exception of a
+handler, talks identify with every connection, and redials on its own. Knows nothing of streams' contents or
+of who is allowed.
 """
 
 from __future__ import annotations
@@ -14,12 +16,10 @@ from functools import partial
 
 import trio
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.security_multistream import SecurityMultistream
 
 from dgnd.errors import IdentityMismatch, PeerGone, PeerRefused
 from dgnd.p2p import tcp, yamux
@@ -46,14 +46,17 @@ class Connection:
 
 
 class Host:
-    """Listens and dials. `gate` is asked for every inbound peer, `on_refused(peer_id, address, why)` told of refusals."""
+    """Listens and dials.
+
+    `gate` is asked for every inbound peer, `on_refused(peer_id, address, why)` told of refusals.
+    """
 
     def __init__(
         self, seed: bytes, gate: Gate, on_refused: Callable[[str, Endpoint, str], None], handshake_s: float
     ) -> None:
         key_pair = create_new_key_pair(seed)
         self.peer_id = ID.from_pubkey(key_pair.public_key).to_base58()
-        self._security = SecurityMultistream({TProtocol(NOISE): GatedNoise(key_pair, gate)})
+        self._noise = GatedNoise(key_pair, gate)
         self._on_refused = on_refused
         self._handshake_s = handshake_s
         self._listeners: list[trio.SocketListener] = []
@@ -106,14 +109,14 @@ class Host:
         self._half_open[host] = mine + 1
         try:
             with trio.move_on_after(self._handshake_s):
-                session = await self._security.secure_inbound(RawConnection(channel, initiator=False))
-                assert isinstance(session, FastSession)
+                await accept(channel, (str(NOISE),), self._handshake_s)
+                session = await self._noise.secure_inbound(RawConnection(channel, initiator=False))
                 await accept(session, (yamux.PROTOCOL,), self._handshake_s)
                 return _connection(session, channel, dialled=False)
             log.debug("%s: no handshake within %g s", host, self._handshake_s)
         except GateClosed as refused:
             self._on_refused(refused.peer_id, endpoint_of(*channel.remote), refused.reason)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 a stranger's bytes make four libraries raise anything
             log.debug("%s: %s: %s", host, type(error).__name__, error)
         finally:
             self._half_open[host] -= 1
@@ -122,15 +125,18 @@ class Host:
         return None
 
     async def dial(self, endpoint: Endpoint, peer_id: str, connect_s: float) -> Connection:
-        """A connection to the peer. Raises PeerGone, IdentityMismatch, or PeerRefused when it hung up knowing who asks."""
+        """A connection to the peer.
+
+        Raises PeerGone, IdentityMismatch, or PeerRefused when it hung up knowing who asks.
+        """
         channel = await tcp.dial(endpoint, connect_s)
         proved = False
         try:
             with trio.fail_after(self._handshake_s):
-                session = await self._security.secure_outbound(
+                await propose(channel, str(NOISE), self._handshake_s)
+                session = await self._noise.secure_outbound(
                     RawConnection(channel, initiator=True), ID.from_base58(peer_id)
                 )
-                assert isinstance(session, FastSession)
                 proved = True
                 await propose(session, yamux.PROTOCOL, self._handshake_s)
             return _connection(session, channel, dialled=True)
@@ -151,7 +157,7 @@ class Host:
                 raise
             log.debug("%s: %s: %s", endpoint, type(error).__name__, error)
             raise PeerGone(
-                f"{endpoint}: something answers there, but not as a libp2p node with Noise; is this dgnd's port?"
+                f"{endpoint}: it answers, but not as a libp2p node with Noise; is this dgnd's port?"
             ) from error
 
 

@@ -1,19 +1,17 @@
 """One peer's connection as frames: two streams, Hello both ways, a heartbeat, and what a peer may not do.
 
-The peer with the smaller id chooses: it answers a Hello with its own on the one connection that it keeps, and says
-Goodbye on others. So when both sides dial at once, they agree on one without either ever taking one back.
+The peer with the smaller id chooses: it answers a Hello with its own on the one connection that it keeps, and
+says Goodbye on others. So when both dial at once they agree on one, and neither ever takes one back.
 
-Frames go to the owner from the reader, at once; what has to be answered is sent by another task. Knows no peers but
-its own, and nothing of addresses or of what frames beyond Hello mean.
+Frames go to the owner from the reader, at once; what has to be answered is sent by another task. Knows no
+peers but its own, and nothing of addresses or of what frames beyond Hello mean.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections import deque
 from functools import partial
-from typing import Protocol
 
 import msgspec
 import trio
@@ -21,8 +19,11 @@ from libp2p.io.exceptions import IOException
 
 from dgnd.errors import PeerError, PeerGone, ProtocolError, UnknownMessage
 from dgnd.p2p import negotiate
+from dgnd.p2p.heartbeat import Heartbeat
 from dgnd.p2p.host import Connection
 from dgnd.p2p.muxer import MuxStream
+from dgnd.p2p.outbox import QUEUED, Outbox
+from dgnd.p2p.owner import LinkOwner
 from dgnd.p2p.settings import NetworkSettings
 from dgnd.wire import codec
 from dgnd.wire.limits import tag_of
@@ -30,20 +31,8 @@ from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessa
 
 log = logging.getLogger("dgnd.p2p")
 
-QUEUED = 256  #: replies that wait for a peer that asks but does not read; frames that came before their time
 DUPLICATE = "there is another connection"
 _SMALL = 64 * 1024  # head and payload below this go out as one piece
-_PROBE_S = 1.0
-
-
-class LinkOwner(Protocol):
-    """What a link asks of the network, and tells it. Only `choose` may wait."""
-
-    def hello(self) -> Hello: ...
-    async def choose(self, link: Link) -> bool: ...
-    def up(self, link: Link) -> None: ...
-    def down(self, link: Link) -> None: ...
-    def frame(self, link: Link, frame: Frame) -> None: ...
 
 
 class Link:
@@ -55,10 +44,12 @@ class Link:
         self.is_up = False
         self.was_up = False
         self.hello: Hello | None = None
-        self.rtt_s: float | None = None
         self.error: PeerError | None = None  #: why it ended
         self.settled = trio.Event()  #: up, or ended
         self.ended = trio.Event()
+        self.heartbeat = Heartbeat(
+            settings, lambda nonce: self.say(Ping(nonce=nonce)), lambda: connection.mux.last_received
+        )
         self._mux = connection.mux
         self._settings = settings
         self._owner = owner
@@ -69,10 +60,7 @@ class Link:
         self._their_hello = trio.Event()
         self._said: Hello | None = None
         self._early: list[Frame] = []
-        self._queue: deque[PeerMessage] = deque()
-        self._queued = trio.Event()
-        self._ping: tuple[int, float] = (0, 0.0)
-        self._pong = trio.Event()
+        self._outbox = Outbox()
         self._nursery: trio.Nursery | None = None
 
     # --- its life
@@ -83,13 +71,11 @@ class Link:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._watch)
-                nursery.start_soon(self._send_queued)
+                nursery.start_soon(self._send_waiting)
                 nursery.start_soon(self._greet)
                 try:
-                    reason = await self._mux.run(self._on_stream)
-                    self.fail(PeerGone(reason))
+                    self.fail(PeerGone(await self._mux.run(self._on_stream)))
                 except ProtocolError as error:
-                    log.warning("%s: closing the connection: %s", self.peer_id, error.message)
                     self.fail(error, close=False)
                     await self.say_goodbye(error.message)
                 nursery.cancel_scope.cancel()
@@ -97,12 +83,14 @@ class Link:
             if self.error is None:
                 cancelled = trio.current_effective_deadline() == -math.inf
                 with trio.CancelScope(shield=True):
-                    await self.say_goodbye("shutting down" if cancelled else "a fault at this node, see its log")
+                    await self.say_goodbye("shutting down" if cancelled else "a fault here, see the log")
             self._mux.close_now()
 
     def fail(self, error: PeerError, close: bool = True) -> None:
         """Ends the link for `error`; only the first one counts."""
         if self.error is None:
+            if isinstance(error, ProtocolError):
+                log.warning("%s: closing the connection: %s", self.peer_id, error.message)
             self.error = error
             self.is_up = False
             self.settled.set()
@@ -130,35 +118,7 @@ class Link:
         self._mux.close_now()  # not a cancellation: writes are shielded from those
 
     async def _watch(self) -> None:
-        """Heartbeats, and the deadline for the greeting."""
-        tick = min(self._settings.ping_s, self._settings.gone_s / 6)
-        begun = last_tick = last_ping = trio.current_time()
-        while True:
-            await trio.sleep(tick)
-            now = trio.current_time()
-            if now - last_tick > tick + self._settings.gone_s / 2:
-                # This process itself stood still (stopped, suspended): what came meanwhile has not been read yet.
-                self._mux.last_received = now
-            last_tick = now
-            if now - self._mux.last_received > self._settings.gone_s:
-                return self.fail(PeerGone(f"no sign of life for {self._settings.gone_s:g} s"))
-            if not self.was_up and now - begun > self._settings.handshake_s:
-                return self.fail(PeerGone(f"no Hello within {self._settings.handshake_s:g} s"))
-            if self.is_up and now - last_ping >= self._settings.ping_s:
-                last_ping = now
-                self._send_ping()
-
-    def _send_ping(self) -> None:
-        self._ping = (self._ping[0] + 1, trio.current_time())
-        self.queue(Ping(nonce=self._ping[0]))
-
-    async def probe(self) -> bool:
-        """Whether the peer still answers, within a second."""
-        self._pong = trio.Event()
-        self._send_ping()
-        with trio.move_on_after(_PROBE_S):
-            await self._pong.wait()
-        return self._pong.is_set() and self.is_up
+        self.fail(PeerGone(await self.heartbeat.watch(lambda: self.is_up)))
 
     # --- streams and the greeting
 
@@ -218,8 +178,12 @@ class Link:
         self._said = self._owner.hello()
         await self._write(Frame(self._said), negotiate.CONTROL)
 
-    def _hello(self, hello: Hello) -> None:
+    def _greeted(self, hello: Hello) -> None:
+        if self.hello is not None:
+            raise ProtocolError("a second Hello")
         codec.negotiate(self._owner.hello().versions, hello.versions)
+        if not self._owner.admits(self):
+            return self.fail(PeerGone("not allowed any more"))
         self.hello = hello
         self._their_hello.set()
         if not self._chooser:
@@ -233,15 +197,18 @@ class Link:
         self.is_up = self.was_up = True
         self._owner.up(self)
         self.settled.set()
-        self._send_ping()
+        self.heartbeat.ping()
         now, said = self._owner.hello(), self._said
         if said is not None and (now.offers, now.peers) != (said.offers, said.peers):
-            self.queue(Offers(offers=now.offers, peers=now.peers))
+            self.say(Offers(offers=now.offers, peers=now.peers))
         early, self._early = self._early, []
-        for frame in early:
-            self._frame(frame)
+        try:
+            for frame in early:
+                self._frame(frame)
+        except ProtocolError as error:
+            self.fail(error)
 
-    # --- frames
+    # --- frames that come
 
     def _received(self, decoder: codec.FrameDecoder, data: bytes | memoryview) -> None:
         decoder.receive_data(data)
@@ -250,7 +217,7 @@ class Link:
                 frame = decoder.next_frame()
             except UnknownMessage as error:
                 log.debug("%s: %s", self.peer_id, error.message)
-                self.queue(codec.failure_of(error, tag=str(error.data.get("tag", ""))))
+                self.say(codec.failure_of(error, tag=str(error.data.get("tag", ""))))
                 continue
             if frame is None:
                 return
@@ -261,21 +228,16 @@ class Link:
             case Goodbye(reason=reason):
                 self.fail(PeerGone(f"it said goodbye: {reason}"))
             case Hello() as hello:
-                if self.hello is not None:
-                    raise ProtocolError("a second Hello")
-                self._hello(hello)
+                self._greeted(hello)
             case message if not self.is_up:
-                # The chooser's Hello is out, and the answer faster than our own task; anything else is too early.
+                # The chooser's Hello is out and the answer faster than our own task; else it is too early.
                 if not (self._chooser and self._said is not None) or len(self._early) >= QUEUED:
                     raise ProtocolError(f"a message {tag_of(message)!r} before Hello")
                 self._early.append(frame)
             case Ping(nonce=nonce):
-                self.queue(Pong(nonce=nonce))
+                self.say(Pong(nonce=nonce))
             case Pong(nonce=nonce):
-                if nonce == self._ping[0]:
-                    sample = trio.current_time() - self._ping[1]
-                    self.rtt_s = sample if self.rtt_s is None else (3 * self.rtt_s + sample) / 4
-                    self._pong.set()
+                self.heartbeat.pong(nonce)
             case message:
                 if isinstance(message, Offers) and self.hello is not None:
                     self.hello = msgspec.structs.replace(
@@ -289,43 +251,35 @@ class Link:
         except Exception:  # a fault of ours in one frame must not end the connection, nor go unanswered
             tag = tag_of(frame.message)
             log.exception("%s: a message %r could not be handled", self.peer_id, tag)
+            if isinstance(frame.message, Failure):
+                return  # or two faulty nodes would answer each other for ever
             key, branch = getattr(frame.message, "key", None), getattr(frame.message, "branch", 0)
-            self.queue(
-                Failure(
-                    kind="internal",
-                    message=f"a fault at this node, see its log: {tag}",
-                    key=key,
-                    branch=branch,
-                    tag=tag,
-                )
-            )
+            line = f"a fault while handling a message {tag!r}; see that node's log"
+            self.say(Failure(kind="internal", message=line, key=key, branch=branch, tag=tag))
 
-    def queue(self, message: PeerMessage) -> None:
-        """Sends a small message soon, without waiting. What still waits is not said twice: a Pong or Offers replace
-        the one before. Raises ProtocolError when too much waits."""
-        if isinstance(message, (Offers, Pong)):
-            self._queue = deque(waiting for waiting in self._queue if type(waiting) is not type(message))
-        elif message in self._queue:
-            return
-        if len(self._queue) >= QUEUED:
-            raise ProtocolError(f"{QUEUED} answers wait: it asks but does not read")
-        self._queue.append(message)
-        self._queued.set()
+    # --- frames that go
 
-    async def _send_queued(self) -> None:
+    def say(self, message: PeerMessage) -> None:
+        """Sends a small message soon, without waiting; ends the link when too many wait."""
+        try:
+            self._outbox.put(message)
+        except ProtocolError as error:
+            self.fail(error)
+
+    async def _send_waiting(self) -> None:
         try:
             await self._streams_ready.wait()
             while True:
-                await self._queued.wait()
-                self._queued = trio.Event()
-                while self._queue:
-                    await self._write(Frame(self._queue.popleft()), negotiate.CONTROL)
+                await self._write(Frame(await self._outbox.take()), negotiate.CONTROL)
         except PeerGone:
             pass  # the reader says why
 
     async def send(self, frame: Frame, bulk: bool) -> None:
-        """Sends a frame; small ones pass big ones of the other class. A frame once begun is sent to its end, also
-        when the caller is cancelled. Raises PeerGone, and ProtocolError for a frame that no peer would take."""
+        """Sends a frame; small ones pass big ones of the other class.
+
+        A frame once begun is sent to its end, also when the caller is cancelled. Raises PeerGone, and
+        ProtocolError for a frame that no peer would take.
+        """
         if not self.is_up:
             raise PeerGone(self.error.message if self.error else "not connected yet")
         await self._write(frame, negotiate.BULK if bulk else negotiate.CONTROL)

@@ -1,6 +1,7 @@
 """The log of the libraries below: theirs go where ours go, and their noise only when debugging.
 
-py-libp2p logs a warning or an error for what is a peer's everyday end; what matters of it, the network says itself.
+py-libp2p logs a warning or an error for what is a peer's everyday end; what matters of it, the network says
+itself.
 """
 
 from __future__ import annotations
@@ -29,3 +30,4 @@ def quieten_libraries() -> None:
         forward.addFilter(_AsDebug())
         library.handlers[:] = [forward]
         library.propagate = False
+    logging.getLogger("multiaddr").setLevel(logging.WARNING)  # three lines for each address, at debug level

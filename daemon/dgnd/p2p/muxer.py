@@ -1,7 +1,8 @@
-"""A multiplexed connection: one reader that hands data on at once, one writer at a time, slices so that small goes between big.
+"""A multiplexed connection: one reader that hands data on at once, one writer at a time, slices so that small
+goes between big.
 
-The reader never waits for anything but bytes: what the multiplexer wants to answer is sent by another task, so two
-ends that both write can't block each other. Knows streams as bytes, not frames, and no peers.
+The reader never waits for anything but bytes: what the multiplexer wants to answer is sent by another task,
+so two ends that both write can't block each other. Knows streams as bytes, not frames, and no peers.
 """
 
 from __future__ import annotations
@@ -72,7 +73,10 @@ class MuxStream(ReadWriteCloser):
             on_end()
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Sends all of `data` in slices. Raises ConnectionClosedError. When cancelled, a part may have been sent."""
+        """Sends all of `data` in slices.
+
+        Raises ConnectionClosedError. When cancelled, a part may have been sent.
+        """
         view = memoryview(data)
         at = 0
         while at < len(view):
@@ -149,8 +153,10 @@ class MuxedConnection:
         return stream
 
     async def run(self, on_stream: Callable[[MuxStream], None]) -> str:
-        """Reads until the connection ends, and returns why; closes nothing. Raises ProtocolError when the peer, or what
-        a stream's data is handed to, finds the rules broken."""
+        """Reads until the connection ends, and returns why; closes nothing.
+
+        Raises ProtocolError when a rule of the multiplexer, or of what takes a stream's data, is broken.
+        """
         fault: ProtocolError | None = None
         reason = ""
         async with trio.open_nursery() as nursery:
@@ -205,12 +211,16 @@ class MuxedConnection:
     async def _send(self, data: bytes) -> None:
         if self.closed:
             raise ConnectionClosedError("the connection is closed")
-        # Half a message would make every later one undecipherable; whoever gives up closes the connection instead.
+        # Half a message would make every later one undecipherable; whoever gives up closes the connection
+        # instead.
         with trio.CancelScope(shield=True):
             await self._session.write(data)
 
     async def write_slice(self, state: StreamState, data: memoryview) -> int:
-        """For streams: sends the beginning of `data`; returns how much. Small writes of others go between slices."""
+        """For streams: sends the beginning of `data`.
+
+        Returns how much. Small writes of others go between slices.
+        """
         async with self._write_lock:
             if state.send_closed or self.closed:
                 raise ConnectionClosedError("the stream has ended")

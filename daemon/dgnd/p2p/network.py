@@ -1,26 +1,32 @@
-"""The peer network: who may connect, who is connected, and frames to and from them. The facade of this package.
+"""The peer network: who may connect, who is connected, and frames to and from them. The facade of this
+package.
 
-Knows nothing of what frames mean, nor of the configuration file. A send to this node's own id is the caller's affair.
+Knows nothing of what frames mean, nor of the configuration file. A send to this node's own id is the caller's
+affair.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import trio
 
-from dgnd.errors import BadRequest, IdentityMismatch, NotFound, PeerError, PeerGone, PeerRefused
+from dgnd.errors import BadRequest, IdentityMismatch, NotFound, PeerGone
 from dgnd.identity import Identity
 from dgnd.p2p import addresses
 from dgnd.p2p.addresses import Endpoint
-from dgnd.p2p.dialer import Backoff, refused_line
+from dgnd.p2p.dialer import Dialer
 from dgnd.p2p.host import Connection, Host
 from dgnd.p2p.link import Link
 from dgnd.p2p.logs import quieten_libraries
 from dgnd.p2p.refusals import Refusals
-from dgnd.p2p.settings import Known, NetworkHandlers, NetworkSettings, PeerState, RefusalRecord
+from dgnd.p2p.settings import Known, NetworkHandlers, NetworkSettings, PeerState, PeerStatus, RefusalRecord
 from dgnd.wire.messages import Frame, Hello, Offers
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
 
 log = logging.getLogger("dgnd.p2p")
 
@@ -40,27 +46,31 @@ class PeerNetwork:
         self._known: dict[str, Known] = {}
         self._links: dict[str, Link] = {}  # the one of each peer that was chosen
         self._open: dict[str, int] = {}
-        self._keepers: dict[str, trio.CancelScope] = {}
+        self._dialer = Dialer(self._host, settings, self._me, self._links, self._start)
         self._refusals = Refusals()
         self._listening: list[Endpoint] = []
         self._nursery: trio.Nursery | None = None
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Listens and keeps connections until cancelled; started once listening. Raises ListenFailed, BadRequest."""
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listens and keeps connections until cancelled.
+
+        Started once listening. Raises ListenFailed, BadRequest.
+        """
         endpoints = [addresses.parse(text)[0] for text in self._settings.listen]
         self._listening = await self._host.listen(endpoints)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._dialer.started(nursery, self._listening)
                 for known in self._known.values():
-                    self._keep(known)
-                nursery.start_soon(self._host.serve, self._run_link)
+                    self._dialer.keep(known)
+                nursery.start_soon(self._host.serve, self._accepted)
                 for address in self.listen_addrs():
                     log.info("listening on %s", address)
                 task_status.started()
         finally:
             self._nursery = None
-            self._keepers.clear()
+            self._dialer.stopped()
             self._host.close()
 
     # --- who may connect
@@ -68,7 +78,10 @@ class PeerNetwork:
     def allow(
         self, peer_id: str, name: str, addrs: tuple[str, ...] = (), keep_connected: bool = True
     ) -> None:
-        """Lets a peer in; with `keep_connected` it is dialled, and again whenever it is lost. Raises BadRequest."""
+        """Lets a peer in.
+
+        With `keep_connected` it is dialled, and again whenever it is lost. Raises BadRequest.
+        """
         if peer_id == self._me:
             raise BadRequest(f"{peer_id} is this node itself")
         for text in addrs:
@@ -80,7 +93,7 @@ class PeerNetwork:
             known = self._known[peer_id] = Known(peer_id, name)
         known.name, known.addrs, known.keep_connected, known.held = name, addrs, keep_connected, False
         self._refusals.forget(peer_id)
-        self._keep(known)
+        self._dialer.keep(known)
 
     def disallow(self, peer_id: str) -> None:
         """Lets a peer in no more, and closes its connection."""
@@ -88,7 +101,7 @@ class PeerNetwork:
             self._let_go(peer_id, "not allowed any more")
 
     async def connect(self, multiaddr: str) -> str:
-        """Dials an address that ends in /p2p/ID and lets that peer in from now on, whether or not it answers now.
+        """Dials an address that ends in /p2p/ID; that peer is let in from now on, whether or not it answers.
 
         Returns its peer id after Hello. Raises BadRequest, PeerGone, PeerRefused, IdentityMismatch.
         """
@@ -108,7 +121,7 @@ class PeerNetwork:
         self._refusals.forget(peer_id)
         if not self.is_up(peer_id):
             try:
-                await self._dial(known, [endpoint])
+                await self._dialer.dial(known, [endpoint])
             except IdentityMismatch:
                 if not known.addrs and not known.keep_connected:
                     del self._known[peer_id]  # a mistyped id must not stay on the list
@@ -116,11 +129,14 @@ class PeerNetwork:
         if str(endpoint) not in [str(addresses.parse(text)[0]) for text in known.addrs]:
             known.addrs = (*known.addrs, str(endpoint))
         known.keep_connected = True
-        self._keep(known)
+        self._dialer.keep(known)
         return peer_id
 
     async def disconnect(self, peer_id: str) -> None:
-        """Closes the connection; the peer is neither dialled nor let in until `connect` or `allow`. Raises NotFound."""
+        """Closes the connection.
+
+        The peer is neither dialled nor let in until `connect` or `allow`. Raises NotFound.
+        """
         known = self._known.get(peer_id)
         if known is None:
             raise NotFound(f"no peer {peer_id}")
@@ -133,9 +149,7 @@ class PeerNetwork:
         await trio.lowlevel.checkpoint()
 
     def _let_go(self, peer_id: str, reason: str) -> None:
-        keeper = self._keepers.pop(peer_id, None)
-        if keeper is not None:
-            keeper.cancel()
+        self._dialer.leave(peer_id)
         link = self._links.get(peer_id)
         if link is not None and self._nursery is not None:
             link.fail(PeerGone(reason), close=False)
@@ -180,7 +194,7 @@ class PeerNetwork:
         link = self._links.get(known.id)
         if link is None or not link.is_up:
             return state
-        rtt_ms = None if link.rtt_s is None else round(link.rtt_s * 1000, 3)
+        rtt_ms = None if link.heartbeat.rtt_s is None else round(link.heartbeat.rtt_s * 1000, 3)
         return replace(state, state="connected", rtt_ms=rtt_ms, hello=link.hello, detail="")
 
     def refusals(self) -> list[RefusalRecord]:
@@ -194,8 +208,11 @@ class PeerNetwork:
     # --- frames
 
     async def send(self, peer_id: str, frame: Frame, *, bulk: bool = False) -> None:
-        """Sends a frame; `bulk` is for what may wait (prefill), and is passed by what is not. Frames of one class stay
-        in order. Raises PeerGone, and ProtocolError for a frame against the protocol's limits."""
+        """Sends a frame; `bulk` is for what may wait (prefill), and is passed by what is not.
+
+        Frames of one class stay in order. A frame once begun is sent to its end, also when cancelled. Raises
+        PeerGone, and ProtocolError for a frame against the protocol's limits.
+        """
         link = self._links.get(peer_id)
         known = self._known.get(peer_id)
         name = known.name if known else peer_id
@@ -211,7 +228,7 @@ class PeerNetwork:
         now = self._handlers.hello()
         for link in self._links.values():
             if link.is_up:
-                link.queue(Offers(offers=now.offers, peers=now.peers))
+                link.say(Offers(offers=now.offers, peers=now.peers))
 
     # --- for links
 
@@ -219,13 +236,18 @@ class PeerNetwork:
         """What this node says of itself now."""
         return self._handlers.hello()
 
+    def admits(self, link: Link) -> bool:
+        """Whether the peer may still connect."""
+        known = self._known.get(link.peer_id)
+        return known is not None and not known.held
+
     async def choose(self, link: Link) -> bool:
         """Whether `link` becomes the peer's connection; not while another one answers."""
         while (current := self._links.get(link.peer_id)) is not None:
-            if not current.is_up or await current.probe():
+            if not current.is_up or await current.heartbeat.probe():
                 return False
             current.fail(PeerGone("replaced by a newer connection"))
-        if link.error is not None:
+        if link.error is not None or not self.admits(link):
             return False
         self._links[link.peer_id] = link
         return True
@@ -256,7 +278,8 @@ class PeerNetwork:
         reason = link.error.message if link.error else "closed"
         known = self._known.get(link.peer_id)
         if known is not None:
-            known.hello, known.state, known.detail = link.hello, "unreachable", reason
+            state: PeerStatus = "connecting" if known.keep_connected and not known.held else "unreachable"
+            known.hello, known.state, known.detail = link.hello, state, reason
         log.info("%s is gone: %s", self._name(link), reason)
         try:
             self._handlers.on_down(link.peer_id, reason)
@@ -273,8 +296,14 @@ class PeerNetwork:
 
     # --- connections
 
-    async def _run_link(self, connection: Connection) -> None:
+    async def _accepted(self, connection: Connection) -> None:
         await self._serve(Link(connection, self._me, self._settings, self))
+
+    def _start(self, connection: Connection) -> Link:
+        link = Link(connection, self._me, self._settings, self)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, link)
+        return link
 
     async def _serve(self, link: Link) -> None:
         self._open[link.peer_id] = self._open.get(link.peer_id, 0) + 1
@@ -286,65 +315,3 @@ class PeerNetwork:
             self._open[link.peer_id] -= 1
             if not self._open[link.peer_id]:
                 del self._open[link.peer_id]
-
-    def _keep(self, known: Known) -> None:
-        """(Re)starts the task that keeps the peer connected."""
-        keeper = self._keepers.pop(known.id, None)
-        if keeper is not None:
-            keeper.cancel()
-        if self._nursery is not None and known.keep_connected and not known.held:
-            scope = self._keepers[known.id] = trio.CancelScope()
-            self._nursery.start_soon(self._keep_connected, known, scope)
-
-    async def _keep_connected(self, known: Known, scope: trio.CancelScope) -> None:
-        backoff = Backoff(self._settings.first_delay_s, self._settings.last_delay_s)
-        with scope:
-            while True:
-                link = self._links.get(known.id)
-                if link is not None:
-                    begun = trio.current_time()
-                    await link.ended.wait()
-                    if link.was_up and trio.current_time() - begun > self._settings.gone_s:
-                        backoff.reset()
-                    await trio.sleep(backoff.next())
-                elif known.addrs:
-                    try:
-                        await self._dial(known, [addresses.parse(text)[0] for text in known.addrs])
-                    except PeerError as error:
-                        log.debug("%s: %s", known.name, error.message)
-                        await trio.sleep(backoff.next())
-                else:
-                    known.detail = "waiting for it to connect: its addresses are not known here"
-                    await trio.sleep(self._settings.last_delay_s)
-
-    async def _dial(self, known: Known, endpoints: list[Endpoint]) -> None:
-        """Connects by the first endpoint that works; else raises the error that says most."""
-        known.state = "connecting"
-        worst: PeerError = PeerGone(f"{known.name} has no address")
-        for endpoint in endpoints:
-            try:
-                await self._dial_endpoint(known, endpoint)
-                return
-            except PeerError as error:
-                if self.is_up(known.id):
-                    return
-                if isinstance(worst, PeerGone):
-                    worst = error
-        known.state = "refused" if isinstance(worst, PeerRefused) else "unreachable"
-        known.detail = worst.message
-        raise worst
-
-    async def _dial_endpoint(self, known: Known, endpoint: Endpoint) -> None:
-        try:
-            connection = await self._host.dial(endpoint, known.id, self._settings.connect_s)
-        except PeerRefused as error:
-            local = str(error.data.get("local", ""))
-            raise PeerRefused(
-                refused_line(known.name, local, self._listening, self._me), peer=known.id
-            ) from error
-        link = Link(connection, self._me, self._settings, self)
-        assert self._nursery is not None
-        self._nursery.start_soon(self._serve, link)
-        await link.settled.wait()
-        if link.error is not None and not self.is_up(known.id):
-            raise type(link.error)(f"{known.name} at {endpoint}: {link.error.message}", peer=known.id)

@@ -1,7 +1,8 @@
 """Noise over TCP: the gate by peer id, before any stream exists, and a session that moves large pieces.
 
-The session makes the same bytes on the wire as py-libp2p's own, but reads up to 256 KiB at a time and sends a whole
-write at once (measured: more than twice the throughput). Knows who is let in only through the gate it is given.
+The session makes the same bytes on the wire as py-libp2p's own, but reads up to 256 KiB at a time and sends a
+whole write at once (measured: more than twice the throughput). Knows who is let in only through the gate it
+is given.
 """
 
 from __future__ import annotations

@@ -10,14 +10,19 @@ KEPT = 20
 
 
 class Refusals:
-    """One record for each peer id, the newest last: one stranger that keeps trying must not push out the others."""
+    """One record for each peer id, the newest last: one stranger that keeps trying must not push out the
+    others.
+    """
 
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._records: dict[str, RefusalRecord] = {}
 
     def add(self, peer_id: str, addr: str, reason: str) -> bool:
-        """Records a refusal; whether this peer was not among the records already (and is worth a log line)."""
+        """Records a refusal.
+
+        Whether this peer was not among the records already (and is worth a log line).
+        """
         when = datetime.now(UTC).isoformat(timespec="seconds")
         known = self._records.pop(peer_id, None)
         self._records[peer_id] = RefusalRecord(peer_id, addr, when, reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from dgnd.wire.limits import DEFAULT_LIMITS, Limits
@@ -33,8 +33,8 @@ class NetworkSettings:
 class NetworkHandlers:
     """Called by the network; none may block or await.
 
-    `hello` says what to tell peers now (`versions`, `name` and `software` included). `on_frame` gets every frame but
-    Ping, Pong, Hello and Goodbye, between `on_up` and `on_down` of its peer.
+    `hello` says what to tell peers now (`versions`, `name` and `software` included). `on_frame` gets every
+    frame but Ping, Pong, Hello and Goodbye, between `on_up` and `on_down` of its peer.
     """
 
     hello: Callable[[], Hello]
@@ -78,4 +78,3 @@ class Known:
     state: PeerStatus = "connecting"
     detail: str = "not tried yet"
     hello: Hello | None = None
-    attempts: int = field(default=0)

@@ -1,7 +1,9 @@
-"""TCP as libp2p's upgrade wants it: a stream with bounded reads, listening, and dialling with a reason on failure.
+"""TCP as libp2p's upgrade wants it: a stream with bounded reads, listening, and dialling with a reason on
+failure.
 
-py-libp2p's own listener sets SO_REUSEPORT, with which a second daemon binds the same port without an error, and its
-resolver asks DNS servers directly, passing over the hosts file; so both are done here. Knows nothing of peers.
+py-libp2p's own listener sets SO_REUSEPORT, with which a second daemon binds the same port without an error,
+and its resolver asks DNS servers directly, passing over the hosts file; so both are done here. Knows nothing
+of peers.
 """
 
 from __future__ import annotations
@@ -104,7 +106,10 @@ def _why_not_bound(error: OSError) -> str:
 
 
 async def dial(endpoint: Endpoint, timeout_s: float) -> TcpStream:
-    """A connection to the first address of the endpoint that answers. Raises PeerGone saying why there is none."""
+    """A connection to the first address of the endpoint that answers.
+
+    Raises PeerGone saying why there is none.
+    """
     family = {"ip6": socket.AF_INET6, "dns6": socket.AF_INET6, "dns": socket.AF_UNSPEC}.get(
         endpoint.kind, socket.AF_INET
     )
@@ -128,7 +133,10 @@ async def dial(endpoint: Endpoint, timeout_s: float) -> TcpStream:
                 sock.close()
                 raise
     if scope.cancelled_caught:
-        why = f"no answer within {timeout_s:g} s: is the machine on, and does its firewall let port {endpoint.port} in?"
+        why = (
+            f"no answer within {timeout_s:g} s: is the machine on, "
+            f"and does its firewall let port {endpoint.port} in?"
+        )
     raise PeerGone(f"{endpoint}: {why}")
 
 
@@ -136,5 +144,5 @@ def _why_not_reached(error: OSError) -> str:
     if error.errno == errno.ECONNREFUSED:
         return "connection refused: nothing listens there; is dgnd running, and is this its port?"
     if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-        return f"no way to it from this machine ({error.strerror}): is it on, and on a network that this one reaches?"
+        return f"no way to it from this machine ({error.strerror}): is it on, and on a network in reach?"
     return str(error.strerror or error)

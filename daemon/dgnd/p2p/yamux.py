@@ -1,9 +1,11 @@
-"""The stream multiplexer `/yamux/1.0.0` as a state machine: bytes in, events out, bytes to send kept until asked for.
+"""The stream multiplexer `/yamux/1.0.0` as a state machine: bytes in, events out, bytes to send kept until
+asked for.
 
-Source: https://github.com/hashicorp/yamux/blob/master/spec.md. py-libp2p 0.8.1 has a multiplexer too, and this one
-speaks with it, but its own does not enforce the receive window, polls every 10 ms while a window is empty, resets a
-stream after 5 s of that, and lets a peer open streams without end. Here a peer that breaks a limit is an error on
-arrival of the frame's header, before its body, and the body is passed on piece by piece: nothing is buffered.
+Source: https://github.com/hashicorp/yamux/blob/master/spec.md. py-libp2p 0.8.1 has a multiplexer too, and
+this one speaks with it, but its own does not enforce the receive window, polls every 10 ms while a window is
+empty, resets a stream after 5 s of that, and lets a peer open streams without end. Here a peer that breaks a
+limit is an error on arrival of the frame's header, before its body, and the body is passed on piece by piece:
+nothing is buffered.
 
 Knows nothing of sockets, tasks, encryption, or of what streams carry.
 """
@@ -203,7 +205,9 @@ class Yamux:
         return stream
 
     def data_header(self, stream: StreamState, length: int) -> bytes:
-        """The header for `length` bytes of data, at most the stream's send window, to be sent right before them."""
+        """The header for `length` bytes of data, at most the stream's send window, to be sent right before
+        them.
+        """
         assert 0 < length <= stream.send_window
         assert not stream.send_closed
         stream.send_window -= length

@@ -1,0 +1,77 @@
+"""Whether a peer is alive: pings, round trips, and deadlines. A frozen peer's connection says nothing by
+itself.
+
+Knows the connection only as "when did bytes last come" and "send this ping".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from dgnd.p2p.settings import NetworkSettings
+
+_PROBE_S = 1.0
+
+
+class Heartbeat:
+    """Of one connection: `send` queues a ping with a nonce, without waiting.
+
+    `received` is when bytes last came.
+    """
+
+    def __init__(
+        self, settings: NetworkSettings, send: Callable[[int], None], received: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._send = send
+        self._received = received
+        self._nonce = 0
+        self._sent_at = 0.0
+        self._answered = trio.Event()
+        self.rtt_s: float | None = None
+
+    def ping(self) -> None:
+        """Asks for a sign of life."""
+        self._nonce += 1
+        self._sent_at = trio.current_time()
+        self._send(self._nonce)
+
+    def pong(self, nonce: int) -> None:
+        """The answer to a ping has come; only the last one counts."""
+        if nonce == self._nonce:
+            sample = trio.current_time() - self._sent_at
+            self.rtt_s = sample if self.rtt_s is None else (3 * self.rtt_s + sample) / 4
+            self._answered.set()
+
+    async def probe(self) -> bool:
+        """Whether the peer answers within a second."""
+        self._answered = trio.Event()
+        self.ping()
+        with trio.move_on_after(_PROBE_S):
+            await self._answered.wait()
+        return self._answered.is_set()
+
+    async def watch(self, is_up: Callable[[], bool]) -> str:
+        """Returns, with the reason, when nothing has come for too long or the greeting takes too long."""
+        silence, greeting = self._settings.gone_s, self._settings.handshake_s
+        tick = min(self._settings.ping_s, silence / 6)
+        begun = last_tick = last_ping = trio.current_time()
+        greeted = False
+        forgiven = begun
+        while True:
+            await trio.sleep(tick)
+            now = trio.current_time()
+            if now - last_tick > tick + silence / 2:
+                # This process itself stood still (stopped, suspended): what came meanwhile is not read yet.
+                forgiven = now
+            last_tick = now
+            greeted = greeted or is_up()
+            if now - max(self._received(), forgiven) > silence:
+                return f"no sign of life for {silence:g} s"
+            if not greeted and now - begun > greeting:
+                return f"no Hello within {greeting:g} s"
+            if greeted and now - last_ping >= self._settings.ping_s:
+                last_ping = now
+                self.ping()
