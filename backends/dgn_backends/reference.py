@@ -21,6 +21,7 @@ from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
 from dgn_backends.errors import BackendError, BackendUnavailable
 from dgn_backends.kv import PAGE_POSITIONS, PagedKV
 from dgn_backends.model import ModelConfig
+from dgn_backends.reference_load import block_weights, read_weights
 from dgn_backends.reference_math import (
     SUM_LENGTH,
     TILE_COLUMNS,
@@ -34,8 +35,8 @@ from dgn_backends.reference_math import (
 from dgn_backends.rope import angles, cos_sin, rotate
 from dgn_backends.span import Span
 from dgn_backends.step_check import check_step
-from dgn_backends.tensor import DType, Tensor, tensor_bytes
-from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
+from dgn_backends.tensor import DType, Tensor
+from dgn_backends.weights import EMBEDDING, FINAL_NORM, head_tensor
 
 F32 = npt.NDArray[np.float32]
 
@@ -59,7 +60,7 @@ class ReferenceBackend:
             raise BackendUnavailable(
                 f'the reference backend computes in f32 only, not in "{request.dtype}"; set dtype = "auto"'
             )
-        return ReferenceRunner(request.config, request.span, _read_weights(request, progress))
+        return ReferenceRunner(request.config, request.span, read_weights(request, progress))
 
 
 @dataclass(slots=True, eq=False)
@@ -115,7 +116,7 @@ class ReferenceRunner:
         self.kv_bytes_per_position = (span.stop - span.start) * 2 * block.n_kv_heads * block.head_dim * 4
         self._config = config
         self._embedding = weights[EMBEDDING] if span.embed else None
-        self._blocks = {i: _block_weights(config, i, weights) for i in range(span.start, span.stop)}
+        self._blocks = {i: block_weights(config, i, weights) for i in range(span.start, span.stop)}
         if span.head:
             self._final_norm = Norm(weights[FINAL_NORM], block.norm_eps)
             self._head = Linear(weights[head_tensor(config)])
@@ -268,39 +269,4 @@ def numerics() -> str:
         f"reference f32 kv=f32 tiles={TILE_ROWS},{TILE_COLUMNS},{SUM_LENGTH},{PAGE_POSITIONS} "
         f"numpy={np.__version__} "
         f"blas={blas['name']}-{blas['version']} cpu={platform.machine()}-{vector_units[-1]}"
-    )
-
-
-def _read_weights(request: LoadRequest, progress: Progress) -> dict[str, F32]:
-    files = ModelFiles(request.path)
-    files.check(request.config, request.span)
-    shapes = span_tensors(request.config, request.span)
-    total = sum(tensor_bytes("f32", shape) for shape in shapes.values())
-    weights: dict[str, F32] = {}
-    done = 0
-    progress(done, total)
-    for name, shape in shapes.items():
-        array = files.tensor(name, shape).to_f32()
-        weights[name] = array if array.flags.aligned else array.copy()
-        done += array.nbytes
-        progress(done, total)
-    return weights
-
-
-def _block_weights(config: ModelConfig, block: int, weights: dict[str, F32]) -> BlockWeights:
-    prefix, eps = block_prefix(block), config.block.norm_eps
-
-    def linear(name: str) -> Linear:
-        return Linear(weights[f"{prefix}{name}.weight"], weights.get(f"{prefix}{name}.bias"))
-
-    return BlockWeights(
-        input_norm=Norm(weights[prefix + "input_layernorm.weight"], eps),
-        q=linear("self_attn.q_proj"),
-        k=linear("self_attn.k_proj"),
-        v=linear("self_attn.v_proj"),
-        o=linear("self_attn.o_proj"),
-        post_norm=Norm(weights[prefix + "post_attention_layernorm.weight"], eps),
-        gate=linear("mlp.gate_proj"),
-        up=linear("mlp.up_proj"),
-        down=linear("mlp.down_proj"),
     )

@@ -25,7 +25,7 @@ from dgn_backends.kv import PAGE_POSITIONS
 
 F32 = npt.NDArray[np.float32]
 
-TILE_ROWS = 16
+TILE_ROWS = 4  # small, because a decode step computes a whole tile for its one row
 TILE_COLUMNS = 64
 SUM_LENGTH = 256
 assert PAGE_POSITIONS % TILE_ROWS == 0  # so that a tile never straddles two pages

@@ -1,0 +1,54 @@
+"""Loading weights for the reference backend. Knows nothing of sequences or of how blocks are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from dgn_backends.api import LoadRequest, Progress
+from dgn_backends.model import ModelConfig
+from dgn_backends.reference_math import BlockWeights, Linear, Norm
+from dgn_backends.tensor import tensor_bytes
+from dgn_backends.weights import ModelFiles, block_prefix, span_tensors
+
+F32 = npt.NDArray[np.float32]
+
+
+def read_weights(request: LoadRequest, progress: Progress) -> dict[str, F32]:
+    """Every tensor that the request's span needs, by name, f32: in place in the mapped file where it is f32
+    there."""
+    files = ModelFiles(request.path)
+    files.check(request.config, request.span)
+    shapes = span_tensors(request.config, request.span)
+    total = sum(tensor_bytes("f32", shape) for shape in shapes.values())
+    weights: dict[str, F32] = {}
+    done = 0
+    progress(done, total)
+    for name, shape in shapes.items():
+        array = files.tensor(name, shape).to_f32()
+        weights[name] = array if array.flags.aligned else array.copy()
+        done += array.nbytes
+        progress(done, total)
+    return weights
+
+
+def block_weights(config: ModelConfig, block: int, weights: Mapping[str, F32]) -> BlockWeights:
+    """The weights of `block` out of all that were read."""
+    prefix, eps = block_prefix(block), config.block.norm_eps
+
+    def linear(name: str) -> Linear:
+        return Linear(weights[f"{prefix}{name}.weight"], weights.get(f"{prefix}{name}.bias"))
+
+    return BlockWeights(
+        input_norm=Norm(weights[prefix + "input_layernorm.weight"], eps),
+        q=linear("self_attn.q_proj"),
+        k=linear("self_attn.k_proj"),
+        v=linear("self_attn.v_proj"),
+        o=linear("self_attn.o_proj"),
+        post_norm=Norm(weights[prefix + "post_attention_layernorm.weight"], eps),
+        gate=linear("mlp.gate_proj"),
+        up=linear("mlp.up_proj"),
+        down=linear("mlp.down_proj"),
+    )
