@@ -258,7 +258,7 @@ def _load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -
 
 
 def _forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
-    """One call of the plugin. Raises BackendError for whatever it raises or returns that is no list of outputs."""
+    """One call of the plugin; what it raises, or returns that is no list of outputs, is a BackendError."""
     with _plugin():
         outputs = runner.forward(steps)
     if not isinstance(outputs, list) or not all(isinstance(output, StepOutput) for output in outputs):
