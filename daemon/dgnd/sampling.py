@@ -146,7 +146,8 @@ def _penalised(logits: F32, sampling: Sampling, history: I64, answer_start: int)
     with np.errstate(over="ignore"):
         if sampling.repetition_penalty != 1.0:
             seen = np.flatnonzero(np.bincount(history, minlength=vocab))
-            penalty = np.float32(sampling.repetition_penalty)
+            # A double that float32 rounds to 0 would make NaN of 0/0.
+            penalty = max(np.float32(sampling.repetition_penalty), np.finfo(np.float32).tiny)
             out[seen] = np.where(out[seen] < 0, out[seen] * penalty, out[seen] / penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:
             counts = np.bincount(history[answer_start:], minlength=vocab)
