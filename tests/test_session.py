@@ -1,4 +1,4 @@
-"""The origin's session against real fences: what it sends is admitted, and hops hold exactly its token ids."""
+"""The origin's session against real fences: what it sends is admitted, and hops hold just its token ids."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ class SessionDriver:
 
 
 def hop_ids() -> Iterator[int]:
-    """Hop ids of one origin: they begin with the time in microseconds, so that after a restart they are higher.
+    """Hop ids of one origin: they begin with the time in µs, so that a restarted origin's are higher.
 
     A peer refuses a ticket whose hop id is not above the last one that it saw of a session's name.
     """
