@@ -95,10 +95,23 @@ class LocalModel:
         """`loaded` as said to peers."""
         return tuple(
             SpanOffer(
-                span=item.span, numerics=item.numerics, dtype=item.dtype, row_invariant=item.row_invariant
+                span=item.span,
+                numerics=item.numerics,
+                dtype=item.dtype,
+                row_invariant=item.row_invariant,
+                free_kv_positions=available_bytes() // max(item.kv_bytes_per_position, 1),
             )
             for item in self.loaded()
         )
+
+
+def available_bytes() -> int:
+    """Memory that can be taken without swapping, as the kernel estimates it (proc(5), MemAvailable)."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def read_model(name: str, section: ModelSection, spans: tuple[Span, ...]) -> LocalModel:
