@@ -138,6 +138,15 @@ def test_a_node_with_some_shards_has_part_of_a_manifest(tmp_path: Path) -> None:
     assert compare(part, whole) is None
 
 
+def test_a_node_without_weights_has_a_manifest_without_tensors(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "m")
+    whole = make_manifest(model)
+    (model / "model.safetensors").unlink()
+    for manifest in (make_manifest(model), load_or_make(model, tmp_path / "cache", quiet)):
+        assert manifest == dataclasses.replace(whole, tensors={}, complete=False)
+        assert compare(manifest, whole) is None
+
+
 def test_the_cache_spares_reading(tmp_path: Path) -> None:
     model, cache = make_tiny_llama(tmp_path / "m", shards=3), tmp_path / "cache"
     first, second = Counting(), Counting()

@@ -16,7 +16,7 @@ from pathlib import Path
 from dgn_backends.hf_config import normalised_config_bytes, read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.tensor import Tensor
-from dgn_backends.weights import ModelFiles, Shape, span_tensors, whole_model
+from dgn_backends.weights import ModelFiles, Shape, has_weights, span_tensors, whole_model
 
 #: Called with (bytes done, bytes in all).
 Progress = Callable[[int, int], None]
@@ -115,10 +115,16 @@ def present_tensors(files: ModelFiles, names: Mapping[str, Shape]) -> dict[str, 
 
 
 def make_manifest(model_dir: Path, progress: Progress = lambda _done, _total: None) -> Manifest:
-    """The manifest of all that is in `model_dir`, reading everything. Raises ModelError for broken files."""
+    """The manifest of all that is in `model_dir`, reading everything; without tensors where it has no
+    weights.
+
+    Raises ModelError for broken files.
+    """
     config = read_config(model_dir)
-    files = ModelFiles(model_dir)
     wanted = span_tensors(config, whole_model(config))
+    if not has_weights(model_dir):
+        return assemble(model_dir, config, wanted, {})
+    files = ModelFiles(model_dir)
     present = present_tensors(files, wanted)
     return assemble(model_dir, config, wanted, digest_tensors(files, present, progress))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import Manifest, Progress, assemble, digest_tensors, present_tensors
-from dgn_backends.weights import ModelFiles, Shape, span_tensors, whole_model
+from dgn_backends.weights import ModelFiles, Shape, has_weights, span_tensors, whole_model
 
 _FORMAT = 1
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
@@ -43,8 +43,10 @@ def load_or_make(
     """
     model_dir = model_dir.resolve()
     config = read_config(model_dir)
-    files = ModelFiles(model_dir)
     wanted = span_tensors(config, whole_model(config))
+    if not has_weights(model_dir):
+        return assemble(model_dir, config, wanted, {})
+    files = ModelFiles(model_dir)
     by_file: dict[str, dict[str, Shape]] = {}
     for name, shape in present_tensors(files, wanted).items():
         by_file.setdefault(files.file_of(name), {})[name] = shape

@@ -77,6 +77,11 @@ def whole_model(config: ModelConfig) -> Span:
     return Span(0, config.n_blocks, embed=True, head=True)
 
 
+def has_weights(path: Path) -> bool:
+    """Whether `path` has weights at all: a node that serves no block may have only config and tokenizer."""
+    return (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists()
+
+
 class ModelFiles:
     """The weights in one directory: `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
@@ -87,10 +92,10 @@ class ModelFiles:
         self.path = path
         self._open: dict[str, SafetensorsFile] = {}
         self._index: Mapping[str, str] | None = None  # None: a single file holds all
-        if not (path / SINGLE_FILE).exists() and (path / INDEX_FILE).exists():
-            self._index = _read_index(path / INDEX_FILE)
-        elif not (path / SINGLE_FILE).exists():
+        if not has_weights(path):
             raise ModelError(f"{path}: has neither {SINGLE_FILE} nor {INDEX_FILE}", file=str(path))
+        if not (path / SINGLE_FILE).exists():
+            self._index = _read_index(path / INDEX_FILE)
 
     def file_of(self, name: str) -> str:
         """The name of the file that holds tensor `name`."""
