@@ -136,7 +136,7 @@ def test_named_templates_and_the_jinja_file_are_found_as_transformers_finds_them
     assert TextAssets.load(path).decode(TextAssets.load(path).encode_chat(say("x"))) == "Jx"
 
 
-# --- built-in templates -------------------------------------------------------------------------------------------
+# --- built-in templates --------------------------------------------------------------------------------
 
 TALK = say("Hello", "Hi", "Bye", system="Be kind")
 BUILTIN: dict[str, tuple[Callable[[], Tokenizer], dict[str, str], str]] = {
@@ -271,9 +271,36 @@ def any_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return TextAssets.load(OWN[name[4:]](path)) if name.startswith("own ") else builtin(path, name, name)
 
 
-PIECES = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "＜s＞", "<", "s>", "/", "<|im_", "start|>",
-          "[INST]", "[/", "INST]", "<|eot_id|>", "<|start_header_id|>", "<start_of_turn>", "system\n", "\n", " ", "hello", "🙂", "\U00100000", "\U0010fffd", "\U000ffff0",
-          "<0x0A>", "▁"]  # fmt: skip
+PIECES = [
+    *(
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "＜s＞",
+        "<",
+        "s>",
+        "/",
+        "<|im_",
+        "start|>",
+        "[INST]",
+        "[/",
+    ),
+    *(
+        "INST]",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "<start_of_turn>",
+        "system\n",
+        "\n",
+        " ",
+        "hello",
+        "🙂",
+        "▁",
+    ),
+    *("\U00100000", "\U0010fffd", "\U000ffff0", "<0x0A>"),
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

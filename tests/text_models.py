@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import (
     AddedToken,
     Regex,
@@ -118,3 +120,12 @@ def _add_bos(tokenizer: Tokenizer, bos: str | None) -> None:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
+
+
+def trained_model(name: str) -> Path:
+    """The directory of a small trained model that is kept beside the repository; skips where it is absent."""
+    root = os.environ.get("DGN_TEST_MODELS") or Path(__file__).parents[1] / ".." / "shared" / "models"
+    path = Path(root) / name
+    if not path.exists():
+        pytest.skip(f"the trained model {name} is not here")
+    return path
