@@ -6,8 +6,8 @@ Knows nothing of attention, of rotary embedding, or of other sequences.
 from __future__ import annotations
 
 import math
+import mmap
 
-import numpy as np
 import torch
 
 from dgn_backends.errors import LimitError
@@ -44,10 +44,10 @@ class TorchKV:
 
     def reserve(self, stop: int) -> None:
         """Makes room for positions up to `stop`. Raises LimitError when there is no memory for it."""
-        while len(self.pages) * PAGE_POSITIONS < stop:
+        while self.page_bytes and len(self.pages) * PAGE_POSITIONS < stop:
             try:
                 self.pages.append(self._new_page())
-            except (MemoryError, torch.OutOfMemoryError) as error:
+            except (OSError, MemoryError, torch.OutOfMemoryError) as error:
                 raise LimitError(
                     f"no memory on {self._device} for a KV page of {self.page_bytes:,} bytes "
                     f"after {self.n_bytes():,} bytes of this sequence",
@@ -76,6 +76,8 @@ class TorchKV:
 
     def _new_page(self) -> torch.Tensor:
         if self._device.type == "cpu":
-            # calloc leaves fresh pages to the system: what is never written takes no memory.
-            return torch.from_numpy(np.zeros(self.page_bytes, np.uint8)).view(self._dtype).view(self._shape)
+            # Straight from the system: zero, without memory until it is written, and given back at once
+            # when it is dropped, whatever else the allocator holds.
+            memory = torch.frombuffer(mmap.mmap(-1, self.page_bytes), dtype=self._dtype)
+            return memory.view(self._shape)
         return torch.zeros(self._shape, dtype=self._dtype, device=self._device)
