@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from functools import partial
 
@@ -215,3 +216,19 @@ def test_shutdown_is_prompt_while_a_sender_waits_for_a_peer_that_is_frozen() -> 
             assert trio.current_time() - ending < 1
 
     trio.run(main)
+
+
+def test_the_libraries_noise_is_debug_only() -> None:
+    Node("desk")
+    ours, seen = logging.getLogger("dgnd.p2p"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: seen.append((record.levelname, record.getMessage()))  # type: ignore[method-assign]
+    ours.addHandler(handler)
+    try:
+        for level in (logging.INFO, logging.DEBUG):
+            ours.setLevel(level)
+            logging.getLogger("libp2p.stream_muxer.yamux").error("Incomplete read %d", level)
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(logging.NOTSET)
+    assert seen == [("DEBUG", f"Incomplete read {logging.DEBUG}")]

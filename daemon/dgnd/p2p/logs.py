@@ -28,6 +28,6 @@ def quieten_libraries() -> None:
     if not any(isinstance(handler, _Forward) for handler in library.handlers):
         forward = _Forward()
         forward.addFilter(_AsDebug())
-        library.handlers[:] = [forward]
+        library.addHandler(forward)
         library.propagate = False
     logging.getLogger("multiaddr").setLevel(logging.WARNING)  # three lines for each address, at debug level
