@@ -5,6 +5,7 @@ Pure: values in, values out. Knows nothing of connections beyond who says to be 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,5 +74,5 @@ def edges(route: Sequence[Hop], live: Mapping[str, Collection[str]], me: str) ->
             and me not in (a.peer, b.peer)
             and not (b.peer in live.get(a.peer, ()) and a.peer in live.get(b.peer, ()))
         )
-        for a, b in zip(route, route[1:], strict=False)
+        for a, b in itertools.pairwise(route)
     )

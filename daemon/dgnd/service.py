@@ -12,19 +12,19 @@ from dataclasses import dataclass
 
 import trio
 
-from dgn_backends.span import format_spans, parse_spans
+from dgn_backends.span import format_spans
 from dgnd.blocksmap import BlocksMap
-from dgnd.config.schema import PeerSection
+from dgnd.cache_view import cache_entries
 from dgnd.control import api
 from dgnd.engine import DeltaSink, Engine
-from dgnd.errors import NotFound
+from dgnd.errors import ModelError, NotFound
 from dgnd.hops import HopServer
+from dgnd.map_view import map_rows
 from dgnd.models import LocalModel
+from dgnd.names import Names
 from dgnd.offers import OfferBook
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
-
-SELF = "self"
 
 
 @dataclass(slots=True)
@@ -32,10 +32,8 @@ class NodeService:
     """Implements `dgnd.control.service.ControlService`."""
 
     version: str
-    name: str
-    me: str
+    names: Names
     models: Mapping[str, LocalModel]
-    peers: Mapping[str, PeerSection]
     blocks: BlocksMap
     offers: OfferBook
     engine: Engine
@@ -43,6 +41,11 @@ class NodeService:
     network: PeerNetwork
     stop: Callable[[], None]
     started: bool = False
+
+    @property
+    def me(self) -> str:
+        """This node's peer id."""
+        return self.names.me
 
     # --- the node
 
@@ -66,12 +69,12 @@ class NodeService:
             version=self.version,
             pid=os.getpid(),
             peer_id=self.me,
-            name=self.name,
+            name=self.names.my_name,
             state=self.state(),
             workers=[self._worker(model) for model in self.models.values() if model.worker is not None],
             missing=self._missing(),
             sessions=self._sessions(),
-            notes=self.offers.problems(self.peer_name) + self._relay_notes(),
+            notes=self.offers.problems(self.names.of) + self._relay_notes(),
         )
 
     def _missing(self) -> dict[str, str]:
@@ -106,7 +109,7 @@ class NodeService:
         ]
         for key, hop in self.hops.hops.items():
             if key.origin != self.me:
-                here = api.RouteHop(peer=self.me, name=self.name, span=str(hop.span))
+                here = api.RouteHop(peer=self.me, name=self.names.my_name, span=str(hop.span))
                 mine.append(
                     api.SessionStatus(
                         id=key.session,
@@ -125,22 +128,11 @@ class NodeService:
             route = item.driver.session.route
             for hop, following in itertools.pairwise(route):
                 if hop.relayed:
-                    a, b = self.peer_name(hop.peer), self.peer_name(following.peer)
+                    a, b = self.names.of(hop.peer), self.names.of(following.peer)
                     notes.append(
                         f"relayed: {a} and {b} don't know each other, so their edge goes through here"
                     )
         return list(dict.fromkeys(notes))
-
-    def peer_name(self, peer: str) -> str:
-        """What this node calls a peer: the name in its configuration, else what the peer says, else the
-        id."""
-        if peer == self.me:
-            return self.name
-        for name, section in self.peers.items():
-            if section.id == peer:
-                return name
-        hello = self.offers.heard.get(peer)
-        return hello.name if hello is not None and hello.name else peer
 
     async def shutdown(self) -> api.Done:
         """Begins to stop the daemon."""
@@ -163,55 +155,19 @@ class NodeService:
                 local=format_spans(model.loaded_spans()),
                 missing=self.offers.missing(model),
                 verified=self.offers.manifests.whole_digest(name) is not None,
-                template=model.text.template_name,
+                template=_template_name(model),
             )
             for name, model in self.models.items()
         ]
 
     async def map_show(self) -> api.MapView:
         """The BlocksMap, configured and live: one row for each model and node that either names."""
-        rows = []
-        for name, model in self.models.items():
-            offered: dict[str, str] = {self.me: format_spans(model.loaded_spans())}
-            for peer, hello in self.offers.heard.items():
-                for offer in hello.offers:
-                    if offer.model == name and offer.spans:
-                        offered[peer] = ",".join(span.span for span in offer.spans)
-            written = {SELF: format_spans(self.blocks.own_spans(name))}
-            written |= {
-                peer: format_spans(self.blocks.spans(name, peer)) for peer in self.blocks.peers_of(name)
-            }
-            ids = {self.me: SELF} | {section.id: peer for peer, section in self.peers.items()}
-            nodes = dict.fromkeys([self._node_id(node) for node in written] + list(offered))
-            for node in nodes:
-                span, live = written.get(ids.get(node, ""), ""), offered.get(node, "")
-                if span or live:
-                    rows.append(
-                        api.MapRow(
-                            model=name,
-                            peer=node,
-                            name=self.peer_name(node),
-                            span=span,
-                            offered=live,
-                            state=self._row_state(model, node, span, live),
-                        )
-                    )
+        rows = [
+            row
+            for model in self.models.values()
+            for row in map_rows(model, self.blocks, self.offers, self.names)
+        ]
         return api.MapView(rows=rows, missing=self._missing())
-
-    def _node_id(self, node: str) -> str:
-        return self.me if node == SELF else self.peers[node].id
-
-    def _row_state(self, model: LocalModel, node: str, span: str, live: str) -> str:
-        if node == self.me:
-            return "ready" if live else (model.worker.state if model.worker else "not loaded")
-        if node not in self.offers.heard:
-            return "not connected"
-        if live and not self.offers.manifests.usable(node, model.name):
-            return "other weights" if self.offers.manifests.get(node, model.name) else "not verified yet"
-        if not live:
-            return "connected, offers nothing"
-        wanted = parse_spans(span, model.config.n_blocks) if span else ()
-        return "ready" if format_spans(wanted) == live or not span else "differs from this map"
 
     # --- peers
 
@@ -241,7 +197,7 @@ class NodeService:
         ]
         return api.PeerInfo(
             id=peer.id,
-            name=self.peer_name(peer.id),
+            name=self.names.of(peer.id),
             state=peer.state,
             addrs=list(peer.addrs),
             rtt_ms=peer.rtt_ms,
@@ -259,12 +215,9 @@ class NodeService:
 
     async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
         """Closes the connection to a peer and does not dial it again."""
-        section = self.peers.get(params.peer)
-        peer_id = section.id if section is not None else params.peer
-        known = {peer.id for peer in self.network.peers()}
-        by_name = {self.peer_name(peer): peer for peer in known}
-        peer_id = by_name.get(params.peer, peer_id)
-        if peer_id not in known:
+        by_name = {self.names.of(peer.id): peer.id for peer in self.network.peers()}
+        peer_id = by_name.get(params.peer, params.peer)
+        if peer_id not in by_name.values():
             raise NotFound(f"there is no peer {params.peer!r}; see: dgnctl peers")
         await self.network.disconnect(peer_id)
         return api.Done()
@@ -297,53 +250,19 @@ class NodeService:
 
     async def cache_list(self) -> list[api.CacheEntry]:
         """Sessions with KV on this node, own ones first."""
-        now = trio.current_time()
-        entries = [
-            api.CacheEntry(
-                session=item.driver.session.id,
-                model=item.model.name,
-                origin=self.me,
-                role="origin",
-                positions=item.driver.session.sent,
-                kv_bytes=self._kv_bytes(item.model, item.driver.session.id),
-                idle_s=0.0 if item.busy else now - item.last_used,
-            )
-            for item in self.engine.conversations
-        ]
-        for key, hop in self.hops.hops.items():
-            if key.origin != self.me:
-                model = self.models[hop.ticket.model]
-                entries.append(
-                    api.CacheEntry(
-                        session=key.session,
-                        model=model.name,
-                        origin=key.origin,
-                        role="hop",
-                        positions=hop.fence.length,
-                        kv_bytes=self._hop_bytes(model, key.session, key.origin),
-                        idle_s=max(0.0, now - (hop.deadline - hop.ticket.lease_s)),
-                    )
-                )
-        return entries
-
-    def _kv_bytes(self, model: LocalModel, session: str) -> int:
-        return self._hop_bytes(model, session, self.me)
-
-    def _hop_bytes(self, model: LocalModel, session: str, origin: str) -> int:
-        """Bytes of KV that a session's positions take in this node's worker."""
-        total = 0
-        for key, hop in self.hops.hops.items():
-            if (key.origin, key.session) == (origin, session):
-                for loaded in model.loaded():
-                    (span,) = parse_spans(loaded.span, model.config.n_blocks)
-                    if span.contains(hop.span) and span.stop > span.start:
-                        share = (hop.span.stop - hop.span.start) / (span.stop - span.start)
-                        total += int(loaded.kv_bytes_per_position * share) * hop.fence.length
-        return total
+        return list(cache_entries(self.me, self.engine.conversations, self.hops, self.models))
 
     async def cache_clear(self, params: api.CacheClearParams) -> api.CacheClearResult:
         """Forgets one session, or all of this node's own that are idle."""
         return api.CacheClearResult(cleared=self.engine.clear(params.session))
+
+
+def _template_name(model: LocalModel) -> str:
+    """The chat template in use; empty on a node that has no tokenizer, which only an origin needs."""
+    try:
+        return model.text.template_name
+    except ModelError:
+        return ""
 
 
 def _paste(peer_id: str) -> str:
