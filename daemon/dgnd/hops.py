@@ -27,6 +27,7 @@ from dgnd.errors import (
 )
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
+from dgnd.wire.limits import check_fields
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -62,6 +63,7 @@ class HopHost:
     loaded_spans: Callable[[str], Iterable[Span]]  #: of a model, those that compute now
     to_worker: Callable[[str, Frame], bool]  #: False when the model's worker is not there
     n_blocks: Callable[[str], int]
+    context: Callable[[str], int]  #: of a model, the positions that it can hold
 
 
 @dataclass(slots=True)
@@ -81,10 +83,11 @@ class Hop:
 class HopServer:
     """All hops of this node, by key."""
 
-    def __init__(self, host: HopHost, tickets: TicketBook, max_hops: int) -> None:
+    def __init__(self, host: HopHost, tickets: TicketBook, max_sessions: int) -> None:
+        """`max_sessions`: of each origin, so that others never take this node's own room."""
         self._host = host
         self._tickets = tickets
-        self._max_hops = max_hops
+        self._max_sessions = max_sessions
         self.hops: dict[HopKey, Hop] = {}
 
     # --- from peers and from this node's own engine
@@ -121,14 +124,31 @@ class HopServer:
         if why is not None:
             raise TicketRefused(why)
         span = self._span_of(ticket)
-        if len(self.hops) >= self._max_hops:
-            raise LimitError(f"{len(self.hops)} sessions are open here, of {self._max_hops} at most")
+        self._make_room(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
         opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
         if not host.to_worker(ticket.model, Frame(opening)):
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
+
+    def _make_room(self, ticket: Ticket, span: Span) -> None:
+        """Refuses what is beyond a limit; what one session had in the same place before is replaced."""
+        origin, session, context = ticket.key.origin, ticket.key.session, self._host.context(ticket.model)
+        if ticket.max_positions > context:
+            raise LimitError(
+                f"a ticket for {ticket.max_positions} positions; the context of {ticket.model} is {context}"
+            )
+        others = {key.session for key in self.hops if key.origin == origin} - {session}
+        if len(others) >= self._max_sessions:
+            raise LimitError(
+                f"{len(others)} sessions of this origin are open here, of {self._max_sessions} at most"
+            )
+        for key, hop in list(self.hops.items()):
+            if (key.origin, key.session) == (origin, session) and (
+                hop.ticket.model != ticket.model or set(hop.span.units()) & set(span.units())
+            ):
+                self._forget(hop)
 
     def _span_of(self, ticket: Ticket) -> Span:
         loaded = list(self._host.loaded_spans(ticket.model))
@@ -198,6 +218,9 @@ class HopServer:
     def _history(self, hop: Hop, message: History, payload: Tensor | None) -> None:
         if message.branch < hop.history_branch:
             return
+        stop = message.start + (payload.shape[0] if payload is not None else 0)
+        if stop > hop.ticket.max_positions:
+            raise LimitError(f"a history of {stop} positions; the ticket is for {hop.ticket.max_positions}")
         self._host.to_worker(hop.ticket.model, Frame(message, payload))
         hop.history_branch = message.branch
         parked, hop.parked = hop.parked, []
@@ -307,6 +330,8 @@ def _claimed_key(message: OpenHop) -> HopKey | None:
     """The hop that a refused ticket speaks of, so that the sender can tell which; nothing is granted by
     it."""
     try:
-        return msgspec.msgpack.decode(message.ticket, type=Ticket).key
-    except msgspec.MsgspecError:
+        key = msgspec.msgpack.decode(message.ticket, type=Ticket).key
+        check_fields(key, "key")
+        return key
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ProtocolError):
         return None

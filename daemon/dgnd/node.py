@@ -23,6 +23,7 @@ from dgnd.errors import ShuttingDown
 from dgnd.hops import HopHost, HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
+from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
@@ -82,6 +83,7 @@ class Node:
                 request = model.load_request(choose_backend(model.section.backend))
                 model.worker = WorkerHandle(request, self._worker_handlers())
         self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
+        self.names = Names(self.me, who.name, config.peers, self.offers.heard)
         self.network = PeerNetwork(
             who.identity,
             NetworkSettings(listen=config.node.listen, name=who.name, software=f"dgn/{who.version}"),
@@ -95,7 +97,7 @@ class Node:
         self.hops = HopServer(self._hop_host(), TicketBook(self.me), config.sessions.max_sessions)
         self.stop_requested = trio.Event()
         host = DriverHost(
-            identity=who.identity, post=self.office.post, peer_name=self._peer_name, hop_ids=hop_ids()
+            identity=who.identity, post=self.office.post, peer_name=self.names.of, hop_ids=hop_ids()
         )
         self.engine = Engine(
             models=self.models,
@@ -105,10 +107,8 @@ class Node:
         )
         self.service = NodeService(
             version=who.version,
-            name=who.name,
-            me=self.me,
+            names=self.names,
             models=self.models,
-            peers=config.peers,
             blocks=self.blocks,
             offers=self.offers,
             engine=self.engine,
@@ -137,6 +137,7 @@ class Node:
             loaded_spans=self._loaded_spans,
             to_worker=self._to_worker,
             n_blocks=lambda name: self.models[name].config.n_blocks,
+            context=lambda name: self.models[name].config.max_positions,
         )
 
     def _loaded_spans(self, name: str) -> Iterable[Span]:
@@ -156,16 +157,13 @@ class Node:
         manifests = self.offers.manifests
         conflict = manifests.conflict(name, (self.me, origin))
         if conflict is not None:
-            return conflict_text(name, conflict, self._peer_name)
+            return conflict_text(name, conflict, self.names.of)
         whole = manifests.whole_digest(name)
         if config_digest != model.manifest.config_digest:
-            return f"model {name} has another config.json at {self._peer_name(origin)} than here"
+            return f"model {name} has another config.json at {self.names.of(origin)} than here"
         if manifest_digest is not None and whole is not None and manifest_digest != whole:
-            return f"model {name} has other weights at {self._peer_name(origin)} than here"
+            return f"model {name} has other weights at {self.names.of(origin)} than here"
         return None
-
-    def _peer_name(self, peer: str) -> str:
-        return self.service.peer_name(peer)
 
     # --- frames
 
@@ -188,18 +186,18 @@ class Node:
                 here = key in self.hops.hops or key.origin != self.me
                 (self.hops if here else self.engine).on_frame(sender, frame)
             case Failure(key=None):
-                log.warning("%s says: %s", self._peer_name(sender), message.message)
+                log.warning("%s says: %s", self.names.of(sender), message.message)
             case Failure(key=key):
                 mine = key is not None and key.origin == self.me
                 (self.engine if mine else self.hops).on_frame(sender, frame)
             case _:
-                log.warning("%s sent %s, which no peer may", self._peer_name(sender), type(message).__name__)
+                log.warning("%s sent %s, which no peer may", self.names.of(sender), type(message).__name__)
 
     def _on_manifest(self, peer: str, message: Manifest) -> None:
         self.offers.peer_manifest(peer, message)
         conflict = self.offers.manifests.conflict(message.model, (self.me, peer))
         if conflict is not None:
-            log.error("%s", conflict_text(message.model, conflict, self._peer_name))
+            log.error("%s", conflict_text(message.model, conflict, self.names.of))
 
     def _on_up(self, peer: str, hello: Hello) -> None:
         self.offers.peer_up(peer, hello)
