@@ -20,7 +20,7 @@ from dgnd.config.load import LoadedConfig
 from dgnd.control.lock import LockFile
 from dgnd.control.server import serve_control
 from dgnd.control.socket_path import daemon_socket
-from dgnd.errors import ConfigError, DgnError
+from dgnd.errors import ConfigError, DgnError, one_line
 from dgnd.identity import Identity
 from dgnd.node import Node, NodeIdentity
 
@@ -36,6 +36,8 @@ def run(loaded: LoadedConfig, socket: Path | None) -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_on_one_line)
     config = loaded.config
     state_dir = config.node.state_dir
     try:
@@ -61,6 +63,12 @@ def run(loaded: LoadedConfig, socket: Path | None) -> None:
             raise ours from None
     finally:
         lock.release()
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Messages may quote what peers and files say, and that must not look like further lines of the log."""
+    record.msg, record.args = one_line(record.getMessage()), ()
+    return True
 
 
 async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:

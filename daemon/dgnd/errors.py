@@ -290,9 +290,14 @@ def all_errors() -> dict[str, type[DgnError]]:
     return found
 
 
+def one_line(text: str) -> str:
+    """`text` without what a terminal or a log would obey: line breaks and other control characters."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
 def error_from(kind: str, message: str, data: dict[str, DataValue]) -> DgnError:
     """The error that another process named; an unknown kind becomes a plain DgnError."""
-    return all_errors().get(kind, DgnError)(message, **data)
+    return all_errors().get(kind, DgnError)(one_line(message), **data)
 
 
 __all__ = [
@@ -302,4 +307,5 @@ __all__ = [
     "NoDaemon", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "ParseError", "PeerError", "PeerGone",
     "PeerRefused", "PositionGap", "ProtocolError", "RpcError", "ShuttingDown", "SocketDenied", "StalePrefix",
     "StaleSocket", "StaleState", "TicketRefused", "UnknownMessage", "WorkerDied", "all_errors", "error_from",
+    "one_line",
 ]  # fmt: skip

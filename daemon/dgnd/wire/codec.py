@@ -20,7 +20,7 @@ from typing import Any, NoReturn, cast, get_args
 import msgspec
 
 from dgn_backends.tensor import DType, Tensor
-from dgnd.errors import DgnError, ProtocolError, UnknownMessage
+from dgnd.errors import DgnError, ProtocolError, UnknownMessage, one_line
 from dgnd.wire.limits import (
     DEFAULT_LIMITS,
     Limits,
@@ -110,10 +110,9 @@ def encode_bytes(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> bytes:
 
 
 def failure_of(error: DgnError, key: HopKey | None = None, branch: int = 0, tag: str = "") -> Failure:
-    """The message that tells a peer of `error`, its text cut to what a frame may hold."""
-    return Failure(
-        kind=error.kind, message=error.message[:4096], data=dict(error.data), key=key, branch=branch, tag=tag
-    )
+    """The message that tells a peer of `error`, its text one line, cut to what a frame may hold."""
+    text = one_line(error.message[:4096])
+    return Failure(kind=error.kind, message=text, data=dict(error.data), key=key, branch=branch, tag=tag)
 
 
 class FrameDecoder:
