@@ -1,18 +1,25 @@
 """Frames by address: to a peer through the network, to one's own peer id back into the daemon.
 
 So the origin's own blocks are a hop like any other. Posting never blocks: each address has a queue and a
-task; the credits of sessions bound the queues. Knows nothing of what frames mean.
+task. The credits of sessions keep the queues short; what a peer has us answer and doesn't read is bounded by
+WAITING. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Awaitable, Callable
 
 import trio
 
-from dgnd.errors import PeerGone
+from dgnd.errors import PeerGone, ProtocolError
 from dgnd.wire.messages import Frame, StepFrame
 
+log = logging.getLogger("dgnd.postoffice")
+
+#: Frames that may wait for one peer; far more than the credits of honest sessions let come together.
+WAITING = 8192
 #: Sends one frame to a peer; `bulk` chooses the stream that may be slow.
 Send = Callable[[str, Frame, bool], Awaitable[None]]
 Deliver = Callable[[str, Frame], None]
@@ -26,6 +33,7 @@ class PostOffice:
         self._send = send
         self._deliver = deliver
         self._queues: dict[tuple[str, bool], trio.MemorySendChannel[Frame]] = {}
+        self._full: set[tuple[str, bool]] = set()
         self._nursery: trio.Nursery | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -41,10 +49,15 @@ class PostOffice:
         address = (peer, peer != self.me and is_bulk(frame))
         if address not in self._queues:
             assert self._nursery is not None, "run the post office first"
-            send, receive = trio.open_memory_channel[Frame](float("inf"))
+            send, receive = trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING)
             self._queues[address] = send
             self._nursery.start_soon(self._carry, *address, receive)
-        self._queues[address].send_nowait(frame)
+        try:
+            self._queues[address].send_nowait(frame)
+        except trio.WouldBlock:
+            if address not in self._full:
+                self._full.add(address)
+                log.warning("%s does not read: %d frames wait, further ones are dropped", peer, WAITING)
 
     async def _carry(self, peer: str, bulk: bool, frames: trio.MemoryReceiveChannel[Frame]) -> None:
         async for frame in frames:
@@ -54,7 +67,10 @@ class PostOffice:
             try:
                 await self._send(peer, frame, bulk)
             except PeerGone:
-                continue
+                pass
+            except ProtocolError as error:  # a fault of ours must not end the daemon
+                log.error("a frame for %s can't be sent: %s", peer, error.message)
+            self._full.discard((peer, bulk))
 
 
 def is_bulk(frame: Frame) -> bool:

@@ -58,7 +58,7 @@ class SessionsConfig(Section, frozen=True):
     """`[sessions]`"""
 
     idle_s: float = 600.0  #: KV of a session idle for longer is freed
-    max_sessions: int = 64  #: hops open at once for others and for this node
+    max_sessions: int = 64  #: sessions open at once, of each origin
 
 
 class Config(Section, frozen=True):

@@ -1,0 +1,635 @@
+"""The hop server with values: who may open, feed and steer a hop, and what becomes of it when others go."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from dgn_backends.span import Span, parse_spans
+from dgn_backends.tensor import Tensor
+from dgnd.hops import HopHost, HopServer
+from dgnd.identity import Identity
+from dgnd.wire.codec import encode_bytes
+from dgnd.wire.digest import PrefixDigests
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    Credit,
+    EndTurn,
+    Failure,
+    Frame,
+    History,
+    HopKey,
+    HopLength,
+    HopOpened,
+    OpenHop,
+    OpenSequence,
+    Sampling,
+    StepFrame,
+    Ticket,
+    TokenFrame,
+)
+from dgnd.wire.ticket import TicketBook, sign_ticket
+
+ORIGIN, OTHER, BEFORE, AFTER, STRANGER, ME = (Identity.generate() for _ in range(6))
+KNOWN = {ORIGIN.peer_id, OTHER.peer_id, BEFORE.peer_id, AFTER.peer_id, ME.peer_id}
+N_BLOCKS, CONTEXT, HIDDEN, LEASE_S = 4, 256, 8, 60.0
+KEY = HopKey(ORIGIN.peer_id, "s", 7)
+PENALTIES = Sampling(presence_penalty=0.5)
+DIGESTS = PrefixDigests(b"the key of this session")
+DIGESTS.extend(range(CONTEXT))
+
+
+@dataclass
+class Node:
+    """A hop server and all that it did."""
+
+    max_sessions: int = 3
+    loaded: str = "embed,0-3,head"
+    worker_up: bool = True
+    time: float = 100.0
+    down: set[str] = field(default_factory=set)
+    other_model: str | None = None
+    posted: list[tuple[str, Frame]] = field(default_factory=list)
+    work: list[Frame] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        host = HopHost(
+            me=ME.peer_id,
+            now=lambda: self.time,
+            post=self._post,
+            is_up=lambda peer: peer not in self.down,
+            is_allowed=KNOWN.__contains__,
+            refuses_model=lambda *_: self.other_model,
+            loaded_spans=lambda model: self._spans(),
+            to_worker=self._to_worker,
+            n_blocks=lambda model: N_BLOCKS,
+            context=lambda model: CONTEXT,
+        )
+        self.server = HopServer(host, TicketBook(ME.peer_id), self.max_sessions)
+
+    def _post(self, peer: str, frame: Frame) -> None:
+        encode_bytes(frame)  # whatever is said can be sent
+        self.posted.append((peer, frame))
+
+    def _spans(self) -> tuple[Span, ...]:
+        return parse_spans(self.loaded, N_BLOCKS) if self.worker_up else ()
+
+    def _to_worker(self, model: str, frame: Frame) -> bool:
+        if self.worker_up:
+            encode_bytes(frame)
+            self.work.append(frame)
+        return self.worker_up
+
+    def hears(self, sender: Identity, message: Any, payload: Tensor | None = None) -> list[tuple[str, Any]]:
+        """What is posted because of a frame."""
+        return self._news(lambda: self.server.on_frame(sender.peer_id, Frame(message, payload)))
+
+    def computed(self, message: Any, payload: Tensor | None = None) -> list[tuple[str, Any]]:
+        """What is posted because of the worker's answer."""
+        return self._news(lambda: self.server.on_worker_frame("m", Frame(message, payload)))
+
+    def _news(self, do: Any) -> list[tuple[str, Any]]:
+        count = len(self.posted)
+        do()
+        return [(peer, frame.message) for peer, frame in self.posted[count:]]
+
+    def opened(self, identity: Identity = ORIGIN, credits: int = 4, **fields: Any) -> HopKey:
+        """Opens a hop; its key."""
+        ticket = a_ticket(identity, **fields)
+        assert self.hears(identity, sign_ticket(ticket, identity)) == []
+        opened = HopOpened(key=ticket.key, credits=credits)
+        assert self.computed(opened) == [(identity.peer_id, opened)]
+        self.work.clear()
+        return ticket.key
+
+
+def a_ticket(identity: Identity = ORIGIN, **fields: Any) -> Ticket:
+    key = HopKey(identity.peer_id, fields.pop("session", "s"), fields.pop("hop", 7))
+    values: dict[str, Any] = {
+        "key": key,
+        "recipient": ME.peer_id,
+        "previous": BEFORE.peer_id,
+        "next": AFTER.peer_id,
+        "next_hop": 8,
+        "model": "m",
+        "config_digest": "c",
+        "manifest_digest": None,
+        "span": "1-2",
+        "route": 1,
+        "branch": 0,
+        "max_positions": CONTEXT,
+        "max_chunk": 16,
+        "nonce": secrets.token_bytes(16),
+        "lease_s": LEASE_S,
+    }
+    return Ticket(**(values | fields))
+
+
+def hidden(count: int) -> Tensor:
+    return Tensor.from_f32(np.arange(count * HIDDEN, dtype="f4").reshape(count, HIDDEN), "f32")
+
+
+def a_step(key: HopKey, start: int = 0, count: int = 2, **fields: Any) -> StepFrame:
+    values: dict[str, Any] = {
+        "branch": 0,
+        "route": 1,
+        "digest_start": DIGESTS.at(start),
+        "digest_end": DIGESTS.at(start + count),
+    }
+    return StepFrame(key=key, start=start, count=count, **(values | fields))
+
+
+def only_failure(news: Sequence[tuple[str, Any]], to: Identity, kind: str, *words: str) -> Failure:
+    ((peer, message),) = news
+    assert peer == to.peer_id
+    assert isinstance(message, Failure), message
+    assert message.kind == kind
+    for word in words:
+        assert word in message.message
+    assert "\n" not in message.message
+    return message
+
+
+# --- opening ------------------------------------------------------------------------------------------
+
+
+def test_a_good_ticket_opens_a_hop_once_the_worker_has() -> None:
+    node = Node()
+    ticket = a_ticket()
+    assert node.hears(ORIGIN, sign_ticket(ticket, ORIGIN)) == []
+    assert [frame.message for frame in node.work] == [
+        OpenSequence(key=KEY, span="1-2", max_positions=CONTEXT)
+    ]
+    assert not node.server.hops[KEY].opened
+    step = a_step(KEY)
+    only_failure(node.hears(BEFORE, step, hidden(2)), BEFORE, "protocol", "credits")  # too early
+    assert node.computed(HopOpened(key=KEY, credits=4)) == [(ORIGIN.peer_id, HopOpened(key=KEY, credits=4))]
+    assert node.hears(BEFORE, step, hidden(2)) == []
+    assert node.work[-1].message == step
+
+
+def tampered(ticket: Ticket) -> OpenHop:
+    """The span is another, the signature the old one."""
+    good = sign_ticket(ticket, ORIGIN)
+    return OpenHop(ticket=good.ticket.replace(b"1-2", b"0-3"), signature=good.signature)
+
+
+def unsigned(raw: bytes) -> OpenHop:
+    return OpenHop(ticket=raw, signature=bytes(64))
+
+
+def encoded(**fields: Any) -> bytes:
+    return msgspec.msgpack.encode(a_ticket(**fields))
+
+
+FOREIGN = Identity.generate()
+REFUSED: dict[str, tuple[Identity, OpenHop, str]] = {
+    "garbage": (OTHER, unsigned(b"\xc1garbage"), "can't be read"),
+    "bad text": (
+        OTHER,
+        unsigned(encoded(model="mmmm").replace(b"mmmm", b"\xff\xfe\xfd\xfc")),
+        "can't be read",
+    ),
+    "nested lists": (OTHER, unsigned(b"\x91" * 16000), "can't be read"),
+    "a session's name of 9000 letters": (ORIGIN, sign_ticket(a_ticket(session="s" * 9000), ORIGIN), "9000"),
+    "a span of 9000 letters": (ORIGIN, sign_ticket(a_ticket(span="1" * 9000), ORIGIN), "9000"),
+    "a negative hop": (ORIGIN, sign_ticket(a_ticket(hop=-1), ORIGIN), "can't be used"),
+    "a hop beyond 64 bits": (ORIGIN, sign_ticket(a_ticket(hop=2**64 - 1), ORIGIN), "can't be used"),
+    "signed by another peer": (OTHER, OpenHop(ticket=encoded(), signature=OTHER.sign(encoded())), "Refused"),
+    "no signature": (OTHER, unsigned(encoded(previous=OTHER.peer_id)), "not signed"),
+    "tampered with": (ORIGIN, tampered(a_ticket()), "not signed"),
+    "for another node": (ORIGIN, sign_ticket(a_ticket(recipient=AFTER.peer_id), ORIGIN), "the ticket is for"),
+    "brought by a third": (OTHER, sign_ticket(a_ticket(), ORIGIN), "not the origin"),
+    "of a stranger": (STRANGER, sign_ticket(a_ticket(STRANGER), STRANGER), "does not serve the origin"),
+    "to a stranger": (ORIGIN, sign_ticket(a_ticket(next=STRANGER.peer_id), ORIGIN), "not in this node's"),
+    "from a stranger": (
+        ORIGIN,
+        sign_ticket(a_ticket(previous=STRANGER.peer_id), ORIGIN),
+        "not in this node's",
+    ),
+    "results to a third": (ORIGIN, sign_ticket(a_ticket(next_hop=None), ORIGIN), "results of the last hop"),
+    "a short nonce": (ORIGIN, sign_ticket(a_ticket(nonce=b"x"), ORIGIN), "nonce"),
+    "a lease of a day": (ORIGIN, sign_ticket(a_ticket(lease_s=86400.0), ORIGIN), "lease"),
+    "a lease that is no number": (ORIGIN, sign_ticket(a_ticket(lease_s=float("nan")), ORIGIN), "number"),
+    "huge chunks": (ORIGIN, sign_ticket(a_ticket(max_chunk=1 << 20), ORIGIN), "chunks"),
+    "no positions": (ORIGIN, sign_ticket(a_ticket(max_positions=0), ORIGIN), "0 positions"),
+    "a span that is none": (ORIGIN, sign_ticket(a_ticket(span="all of it\n"), ORIGIN), "all of it"),
+    "a block beyond the model": (ORIGIN, sign_ticket(a_ticket(span="2-9"), ORIGIN), "beyond the model"),
+}
+REFUSED["signed by another peer"] = (
+    OTHER,
+    OpenHop(ticket=encoded(previous=OTHER.peer_id), signature=secrets.token_bytes(64)),
+    "not signed",
+)
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_no_hop_without_a_good_ticket(what: str) -> None:
+    node = Node()
+    sender, message, words = REFUSED[what]
+    failure = only_failure(node.hears(sender, message), sender, "ticket_refused", words)
+    assert failure.tag == "open"
+    assert node.server.hops == {}
+    assert node.work == []
+
+
+def test_a_ticket_counts_once_also_after_its_hop_was_closed_or_its_lease_ended() -> None:
+    node = Node()
+    message = sign_ticket(a_ticket(), ORIGIN)
+    assert node.hears(ORIGIN, message) == []
+    for sender in (ORIGIN, BEFORE, AFTER):
+        only_failure(node.hears(sender, message), sender, "ticket_refused", "used before")
+    node.hears(ORIGIN, CloseHop(key=KEY))
+    only_failure(node.hears(BEFORE, message), BEFORE, "ticket_refused", "used before")
+    node.time += 100 * LEASE_S
+    only_failure(node.hears(ORIGIN, message), ORIGIN, "ticket_refused", "used before")
+    assert node.server.hops == {}
+
+
+def test_a_refused_ticket_says_which_hop_it_spoke_of() -> None:
+    node = Node()
+    only_failure(node.hears(ORIGIN, tampered(a_ticket())), ORIGIN, "ticket_refused")
+    assert node.posted[-1][1].message.key == KEY  # type: ignore[union-attr]
+
+
+def test_a_ticket_may_be_brought_by_a_neighbour_and_the_origin_is_answered() -> None:
+    node = Node()
+    assert node.hears(BEFORE, sign_ticket(a_ticket(), ORIGIN)) == []
+    assert node.computed(HopOpened(key=KEY, credits=2))[0][0] == ORIGIN.peer_id
+
+
+@pytest.mark.parametrize("span", ["0-1", "2,3", "1,3", "embed,0", "3,head"])
+def test_blocks_that_are_not_loaded_are_not_ready(span: str) -> None:
+    node = Node(loaded="1-2")
+    news = node.hears(ORIGIN, sign_ticket(a_ticket(span=span), ORIGIN))
+    only_failure(news, ORIGIN, "not_ready", span, "loaded: 1-2")
+    assert node.server.hops == {}
+
+
+def test_other_weights_are_refused() -> None:
+    node = Node(other_model="model m has other weights there")
+    news = node.hears(ORIGIN, sign_ticket(a_ticket(), ORIGIN))
+    only_failure(news, ORIGIN, "ticket_refused", "other weights")
+
+
+def test_no_worker_is_not_ready() -> None:
+    node = Node(worker_up=False)
+    only_failure(node.hears(ORIGIN, sign_ticket(a_ticket(), ORIGIN)), ORIGIN, "not_ready", "nothing")
+    assert node.server.hops == {}
+
+
+def test_what_the_worker_can_not_open_is_gone() -> None:
+    node = Node()
+    node.hears(ORIGIN, sign_ticket(a_ticket(), ORIGIN))
+    news = node.computed(Failure(kind="limit", message="no memory", key=KEY, tag="open"))
+    only_failure(news, ORIGIN, "limit", "no memory")
+    assert node.server.hops == {}
+
+
+# --- limits -------------------------------------------------------------------------------------------
+
+
+def test_sessions_are_limited_for_each_origin() -> None:
+    node = Node(max_sessions=3)
+    for number in range(3):
+        node.opened(session=f"s{number}", hop=number)
+    over = sign_ticket(a_ticket(session="s3", hop=3), ORIGIN)
+    only_failure(node.hears(ORIGIN, over), ORIGIN, "limit", "3 sessions", "of 3 at most")
+    assert len(node.server.hops) == 3
+    node.opened(OTHER, session="s0")
+    own = {"previous": ME.peer_id, "next": ME.peer_id, "next_hop": None, "span": "3,head"}
+    node.opened(ME, session="mine", **own)
+    node.hears(ORIGIN, CloseHop(key=HopKey(ORIGIN.peer_id, "s1", 1)))
+    node.opened(session="s4", hop=4)
+
+
+def test_several_hops_of_one_session_are_one_session() -> None:
+    node = Node(max_sessions=1)
+    for hop, span in enumerate(("embed,0", "2", "head"), start=1):
+        node.opened(hop=hop, span=span)
+    assert len(node.server.hops) == 3
+
+
+def test_a_new_hop_replaces_what_its_session_had_in_its_place() -> None:
+    """So a session never holds more than one model's worth of KV, whatever its origin opens."""
+    node = Node(max_sessions=1)
+    node.opened(hop=1, span="0-1")
+    node.opened(hop=2, span="3")
+    node.opened(hop=3, span="1-2", route=2)
+    assert sorted(key.hop for key in node.server.hops) == [2, 3]
+    node.hears(ORIGIN, sign_ticket(a_ticket(hop=4, span="0-3"), ORIGIN))
+    closed = [frame.message.key.hop for frame in node.work if isinstance(frame.message, CloseHop)]
+    assert sorted(closed) == [2, 3]
+    assert [key.hop for key in node.server.hops] == [4]
+
+
+def test_more_positions_than_the_context_are_refused_with_both_numbers() -> None:
+    node = Node()
+    over = sign_ticket(a_ticket(max_positions=CONTEXT + 1), ORIGIN)
+    only_failure(node.hears(ORIGIN, over), ORIGIN, "limit", str(CONTEXT), str(CONTEXT + 1))
+    assert node.server.hops == {}
+
+
+def test_a_step_beyond_its_ticket_is_refused_with_the_numbers() -> None:
+    node = Node()
+    key = node.opened(max_positions=20, max_chunk=8)
+    only_failure(node.hears(BEFORE, a_step(key, 0, 9), hidden(9)), BEFORE, "limit", "8 a step", "20 in all")
+    for start in (0, 8):
+        assert node.hears(BEFORE, a_step(key, start, 8), hidden(8)) == []
+    only_failure(node.hears(BEFORE, a_step(key, 16, 8), hidden(8)), BEFORE, "limit", "16-23", "20 in all")
+    assert node.hears(BEFORE, a_step(key, 16, 4), hidden(4)) == []
+
+
+def test_a_frame_beyond_the_credits_is_refused() -> None:
+    node = Node()
+    key = node.opened(credits=2)
+    for start in (0, 2):
+        assert node.hears(BEFORE, a_step(key, start), hidden(2)) == []
+    only_failure(node.hears(BEFORE, a_step(key, 4), hidden(2)), BEFORE, "protocol", "credits")
+    node.computed(a_step(key, 0), hidden(2))
+    assert node.hears(BEFORE, a_step(key, 4), hidden(2)) == []
+
+
+# --- data ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sender", [ORIGIN, OTHER, AFTER, STRANGER, ME])
+def test_data_comes_from_the_previous_peer_alone(sender: Identity) -> None:
+    node = Node()
+    key = node.opened()
+    only_failure(node.hears(sender, a_step(key), hidden(2)), sender, "protocol", "comes from")
+    assert node.work == []
+    assert node.server.hops[key].fence.length == 0
+
+
+def test_a_step_of_an_unknown_hop_is_stale() -> None:
+    node = Node()
+    news = node.hears(BEFORE, a_step(HopKey(ORIGIN.peer_id, "s", 99)), hidden(2))
+    only_failure(news, BEFORE, "stale_state", "99")
+
+
+def test_results_go_to_the_next_peer_under_its_own_key() -> None:
+    node = Node()
+    key = node.opened()
+    step = a_step(key, sample=Sampling(seed=4))
+    node.hears(BEFORE, step, hidden(2))
+    ((peer, message),) = node.computed(step, hidden(2))
+    assert peer == AFTER.peer_id
+    assert message == msgspec.structs.replace(step, key=HopKey(ORIGIN.peer_id, "s", 8))
+    assert node.posted[-1][1].payload is not None
+
+
+def test_on_a_relayed_edge_data_comes_from_and_goes_to_the_origin() -> None:
+    node = Node()
+    key = node.opened(previous=ORIGIN.peer_id, next=ORIGIN.peer_id)
+    only_failure(node.hears(BEFORE, a_step(key), hidden(2)), BEFORE, "protocol", "comes from")
+    assert node.hears(ORIGIN, a_step(key), hidden(2)) == []
+    ((peer, message),) = node.computed(a_step(key), hidden(2))
+    assert (peer, message.key.hop) == (ORIGIN.peer_id, 8)
+
+
+def test_what_was_there_already_is_not_computed_again_and_an_overlap_is_cut() -> None:
+    node = Node()
+    key = node.opened()
+    assert node.hears(BEFORE, a_step(key, 0, 2), hidden(2)) == []
+    assert node.hears(BEFORE, a_step(key, 0, 2), hidden(2)) == []
+    assert len(node.work) == 1
+    assert node.hears(BEFORE, a_step(key, 0, 5), hidden(5)) == []
+    frame = node.work[1]
+    assert isinstance(frame.message, StepFrame)
+    assert (frame.message.start, frame.message.count) == (2, 3)
+    assert frame.payload is not None
+    assert frame.payload.to_f32().tolist() == hidden(5).to_f32()[2:].tolist()
+
+
+def test_a_gap_says_where_to_begin() -> None:
+    node = Node()
+    key = node.opened()
+    failure = only_failure(node.hears(BEFORE, a_step(key, 4), hidden(2)), BEFORE, "position_gap")
+    assert failure.data == {"expected": 0}
+    assert failure.key == key
+
+
+def test_answers_of_the_head_go_to_the_origin() -> None:
+    node = Node()
+    key = node.opened(next=ORIGIN.peer_id, next_hop=None, span="3,head")
+    node.hears(BEFORE, a_step(key), hidden(2))
+    node.hears(BEFORE, a_step(key, 2, sample=Sampling()), hidden(2))
+    for answer in (
+        Credit(key=key, branch=0, route=1, stop=2),
+        TokenFrame(key=key, branch=0, route=1, position=4, token_id=9),
+    ):
+        assert node.computed(answer) == [(ORIGIN.peer_id, answer)]
+    assert node.server.hops[key].fence.under_way == 0
+
+
+def test_a_ticket_that_ends_before_the_head_is_told_so() -> None:
+    node = Node()
+    key = node.opened(next=ORIGIN.peer_id, next_hop=None, span="1-2")
+    node.hears(BEFORE, a_step(key), hidden(2))
+    only_failure(node.computed(a_step(key), hidden(2)), ORIGIN, "protocol", "no head")
+
+
+def test_answers_for_a_hop_that_is_gone_are_dropped() -> None:
+    node = Node()
+    key = node.opened()
+    node.hears(ORIGIN, CloseHop(key=key))
+    assert node.computed(a_step(key), hidden(2)) == []
+    assert node.computed(HopLength(key=key, branch=0, length=3)) == []
+
+
+# --- control ------------------------------------------------------------------------------------------
+
+CONTROLS = [
+    Cancel(key=KEY, branch=0),
+    EndTurn(key=KEY, branch=0),
+    CloseHop(key=KEY),
+    History(key=KEY, branch=0, start=0, answer_start=0),
+]
+IDS = Tensor.from_numpy(np.asarray([1, 2, 3], "<i4"), "i32")
+
+
+@pytest.mark.parametrize("message", CONTROLS, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("sender", [BEFORE, AFTER, OTHER, STRANGER, ME])
+def test_only_the_origin_steers(sender: Identity, message: Any) -> None:
+    node = Node()
+    key = node.opened()
+    assert node.hears(BEFORE, a_step(key), hidden(2)) == []
+    node.work.clear()
+    payload = IDS if isinstance(message, History) else None
+    only_failure(node.hears(sender, message, payload), sender, "ticket_refused", "only its origin")
+    assert node.work == []
+    assert node.server.hops[key].fence.length == 2
+    assert node.hears(BEFORE, a_step(key, 2), hidden(2)) == []  # it goes on as if nothing had been
+
+
+def test_a_cancel_is_answered_with_the_last_boundary_in_the_kv() -> None:
+    node = Node()
+    key = node.opened()
+    for start in (0, 4, 8):
+        node.hears(BEFORE, a_step(key, start, 4), hidden(4))
+    assert node.hears(ORIGIN, Cancel(key=key, branch=0)) == []
+    assert node.work[-1].message == Cancel(key=key, branch=0)
+    assert node.hears(BEFORE, a_step(key, 12, 4), hidden(4)) == []  # late: dropped
+    assert len(node.work) == 4
+    news = node.computed(HopLength(key=key, branch=0, length=7))
+    assert news == [(ORIGIN.peer_id, HopLength(key=key, branch=0, length=4))]
+    again = a_step(key, 4, 4, branch=1, truncate_to=4)
+    assert node.hears(BEFORE, again, hidden(4)) == []
+    assert node.work[-1].message == again
+
+
+def test_the_end_of_a_turn_is_answered_with_the_length() -> None:
+    node = Node()
+    key = node.opened()
+    node.hears(BEFORE, a_step(key, 0, 4), hidden(4))
+    assert node.hears(ORIGIN, EndTurn(key=key, branch=0)) == [
+        (ORIGIN.peer_id, HopLength(key=key, branch=0, length=4))
+    ]
+
+
+def test_control_of_an_unknown_hop_is_answered_with_nothing_there() -> None:
+    node = Node()
+    for message in (Cancel(key=KEY, branch=3), EndTurn(key=KEY, branch=3)):
+        assert node.hears(ORIGIN, message) == [(ORIGIN.peer_id, HopLength(key=KEY, branch=3, length=0))]
+    assert node.hears(ORIGIN, CloseHop(key=KEY)) == []
+    assert node.hears(ORIGIN, History(key=KEY, branch=0, start=0, answer_start=0), IDS) == []
+    assert node.work == []
+
+
+def test_steps_with_penalties_wait_for_the_token_ids_of_their_branch() -> None:
+    node = Node()
+    key = node.opened(next=ORIGIN.peer_id, next_hop=None, span="3,head")
+    step = a_step(key, sample=PENALTIES)
+    node.hears(BEFORE, step, hidden(2))
+    assert node.work == []
+    assert node.hears(ORIGIN, History(key=key, branch=0, start=0, answer_start=2), IDS) == []
+    assert [type(frame.message) for frame in node.work] == [History, StepFrame]
+    node.hears(BEFORE, a_step(key, 2, sample=PENALTIES), hidden(2))
+    assert isinstance(node.work[-1].message, StepFrame)
+
+
+def test_a_history_beyond_the_ticket_is_refused() -> None:
+    node = Node()
+    key = node.opened(max_positions=4)
+    history = History(key=key, branch=0, start=2, answer_start=0)
+    only_failure(node.hears(ORIGIN, history, IDS), ORIGIN, "limit", "5 positions", "for 4")
+    assert node.work == []
+
+
+# --- the next peer's word -----------------------------------------------------------------------------
+
+
+def test_a_refusal_of_the_next_peer_is_passed_to_the_origin() -> None:
+    node = Node()
+    node.opened()
+    refusal = Failure(kind="position_gap", message="gap", key=HopKey(ORIGIN.peer_id, "s", 8))
+    assert node.hears(AFTER, refusal) == [(ORIGIN.peer_id, refusal)]
+
+
+@pytest.mark.parametrize(
+    ("sender", "key"),
+    [
+        (OTHER, HopKey(ORIGIN.peer_id, "s", 8)),
+        (AFTER, HopKey(ORIGIN.peer_id, "s", 7)),
+        (AFTER, HopKey(ORIGIN.peer_id, "another", 8)),
+        (AFTER, HopKey(OTHER.peer_id, "s", 8)),
+    ],
+)
+def test_other_words_are_passed_to_nobody(sender: Identity, key: HopKey) -> None:
+    node = Node()
+    node.opened()
+    assert node.hears(sender, Failure(kind="x", message="not true", key=key)) == []
+
+
+# --- ends ---------------------------------------------------------------------------------------------
+
+
+def test_a_dead_worker_is_told_to_every_origin() -> None:
+    node = Node()
+    node.opened()
+    node.opened(OTHER)
+    news = node._news(lambda: node.server.on_worker_down("m", "killed by SIGKILL"))
+    assert [(peer, message.kind) for peer, message in news] == [
+        (ORIGIN.peer_id, "worker_died"),
+        (OTHER.peer_id, "worker_died"),
+    ]
+    assert "1-2" in news[0][1].message
+    assert "SIGKILL" in news[0][1].message
+    assert node.server.hops == {}
+    assert node._news(lambda: node.server.on_worker_down("other", "x")) == []
+
+
+def test_a_step_for_a_worker_that_is_down_is_refused() -> None:
+    node = Node()
+    key = node.opened()
+    node.worker_up = False
+    only_failure(node.hears(BEFORE, a_step(key), hidden(2)), BEFORE, "worker_died")
+
+
+def test_a_gone_origin_takes_its_sessions_along_and_no_others() -> None:
+    node = Node()
+    key = node.opened()
+    other = node.opened(OTHER)
+    assert node._news(lambda: node.server.on_peer_down(ORIGIN.peer_id)) == []
+    assert list(node.server.hops) == [other]
+    assert [frame.message for frame in node.work] == [CloseHop(key=key)]
+
+
+@pytest.mark.parametrize("neighbour", [BEFORE, AFTER])
+def test_a_gone_neighbour_is_told_to_the_origin(neighbour: Identity) -> None:
+    node = Node()
+    node.opened()
+    node.opened(OTHER, previous=OTHER.peer_id, next=OTHER.peer_id, next_hop=None, span="3,head")
+    news = node._news(lambda: node.server.on_peer_down(neighbour.peer_id))
+    only_failure(news, ORIGIN, "peer_gone", neighbour.peer_id)
+
+
+def test_a_result_for_a_peer_that_is_not_there_is_told_to_the_origin() -> None:
+    node = Node(down={AFTER.peer_id})
+    key = node.opened()
+    node.hears(BEFORE, a_step(key), hidden(2))
+    only_failure(node.computed(a_step(key), hidden(2)), ORIGIN, "peer_gone", AFTER.peer_id)
+
+
+def test_a_lease_ends_when_nothing_comes() -> None:
+    node = Node()
+    key = node.opened()
+    node.opened(OTHER, lease_s=2 * LEASE_S)
+    for _ in range(4):  # every frame renews it
+        node.time += LEASE_S - 1
+        node.hears(ORIGIN, EndTurn(key=key, branch=0))
+        node.hears(OTHER, EndTurn(key=HopKey(OTHER.peer_id, "s", 7), branch=0))
+        assert node._news(node.server.sweep) == []
+    node.time += LEASE_S + 1
+    ((peer, message),) = node._news(node.server.sweep)
+    assert (peer, message) == (ORIGIN.peer_id, CloseHop(key=key, reason="its lease ended"))
+    assert [hop.origin for hop in node.server.hops] == [OTHER.peer_id]
+    assert CloseHop(key=key) in [frame.message for frame in node.work]
+
+
+def test_what_others_send_does_not_renew_a_lease() -> None:
+    node = Node()
+    key = node.opened()
+    node.time += LEASE_S - 1
+    node.hears(OTHER, a_step(key), hidden(2))
+    node.hears(OTHER, Cancel(key=key, branch=0))
+    node.time += 2
+    assert [type(message) for _, message in node._news(node.server.sweep)] == [CloseHop]
+
+
+def test_a_node_that_stops_closes_everything_and_says_so() -> None:
+    node = Node()
+    node.opened()
+    own = {"previous": ME.peer_id, "next": ME.peer_id, "next_hop": None, "span": "3,head"}
+    node.opened(ME, **own)
+    news = node._news(lambda: node.server.close_all("the node is stopping"))
+    assert news == [(ORIGIN.peer_id, CloseHop(key=KEY, reason="the node is stopping"))]
+    assert node.server.hops == {}
