@@ -212,6 +212,23 @@ def test_both_dial_at_once_and_agree_on_one(seeds: tuple[int, int]) -> None:
     trio.run(main)
 
 
+def test_two_operators_connect_at_the_same_time() -> None:
+    async def main() -> None:
+        for _ in range(10):
+            a, b = Node("desk", settings=QUICK), Node("attic", settings=QUICK)
+            async with running(a, b):
+                a.network.allow(b.id, "attic", keep_connected=False)
+                b.network.allow(a.id, "desk", keep_connected=False)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(a.network.connect, b.address)
+                    nursery.start_soon(b.network.connect, a.address)
+                assert a.network.is_up(b.id)
+                assert b.network.is_up(a.id)
+                assert (a.downs, b.downs) == ([], [])
+
+    trio.run(main)
+
+
 @pytest.mark.parametrize("parent_is_smaller", [True, False])
 def test_a_peer_that_is_killed_and_restarted_is_back_without_help(parent_is_smaller: bool) -> None:
     async def main() -> None:

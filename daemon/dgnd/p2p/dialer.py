@@ -15,12 +15,13 @@ from dgnd.errors import PeerError, PeerGone, PeerRefused
 from dgnd.p2p import addresses
 from dgnd.p2p.addresses import Endpoint, endpoint_of
 from dgnd.p2p.host import Connection, Host
-from dgnd.p2p.link import Link
+from dgnd.p2p.link import DUPLICATE, Link
 from dgnd.p2p.settings import Known, NetworkSettings
 
 log = logging.getLogger("dgnd.p2p")
 
 _GROWTH = 1.7
+_OTHER_S = 2.0
 
 
 class Backoff:
@@ -157,6 +158,9 @@ class Dialer:
             ) from error
         link = self._start(connection)
         await link.settled.wait()
+        if link.error is not None and DUPLICATE in link.error.message and not self._is_up(known):
+            with trio.move_on_after(_OTHER_S):  # the peer prefers another connection, which is being greeted
+                await known.came_up.wait()
         if link.error is not None and not self._is_up(known):
             raise type(link.error)(f"{known.name} at {endpoint}: {link.error.message}", peer=known.id)
 

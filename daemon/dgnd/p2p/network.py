@@ -238,8 +238,7 @@ class PeerNetwork:
 
     def admits(self, link: Link) -> bool:
         """Whether the peer may still connect."""
-        known = self._known.get(link.peer_id)
-        return known is not None and not known.held
+        return self.is_allowed(link.peer_id)
 
     async def choose(self, link: Link) -> bool:
         """Whether `link` becomes the peer's connection; not while another one answers."""
@@ -262,6 +261,8 @@ class PeerNetwork:
         assert link.hello is not None
         if known is not None:
             known.hello, known.state, known.detail = link.hello, "connected", ""
+            known.came_up.set()
+            known.came_up = trio.Event()
         how = "dialled" if link.connection.dialled else "accepted"
         log.info("%s is connected (%s, %s)", self._name(link), how, link.connection.remote)
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+import trio
 
 from dgnd.wire.limits import DEFAULT_LIMITS, Limits
 from dgnd.wire.messages import Frame, Hello
@@ -77,4 +79,5 @@ class Known:
     held: bool = False  #: disconnected by the operator: neither dialled nor let in
     state: PeerStatus = "connecting"
     detail: str = "not tried yet"
+    came_up: trio.Event = field(default_factory=trio.Event)  #: set and replaced each time
     hello: Hello | None = None
