@@ -106,7 +106,7 @@ def test_make_targets_in_documents_exist(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_dgnd_commands_in_documents_exist(document: Path) -> None:
-    lines = re.findall(r"^(?:sudo )?(dgnd .+)$|`(dgnd [^`]+)`", document.read_text(), flags=re.M)
+    lines = re.findall(r"^(?:sudo (?:-u dgn )?)?(dgnd .+)$|`(dgnd [^`]+)`", document.read_text(), flags=re.M)
     options = {
         option for command in (cli, *cli.commands.values()) for each in command.params for option in each.opts
     }

@@ -60,6 +60,12 @@ def fenced(number: int, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", section(number), flags=re.M | re.S)
 
 
+def daemon_line(number: int) -> str:
+    """The one command of a step that runs dgnd, without the change of user."""
+    (line,) = re.findall(r"^sudo -u dgn (dgnd .+)$", section(number), flags=re.M)
+    return str(line)
+
+
 class Pc:
     """One machine: a network namespace, and a directory in which its /etc/dgn, /var/lib/dgn, … lie."""
 
@@ -173,7 +179,7 @@ def test_from_two_bare_pcs_to_an_answer(pcs: tuple[Pc, Pc]) -> None:
     desk, attic = pcs
 
     # 2. identities
-    (init,) = [line for line in fenced(2, "sh")[0].splitlines() if line.startswith("dgnd ")]
+    init = daemon_line(2)
     ids = {pc.name: pc.run(init).stdout.strip() for pc in pcs}
     assert pcs[0].run(init).stdout.strip() == ids["desk"]
 
@@ -206,7 +212,7 @@ def test_from_two_bare_pcs_to_an_answer(pcs: tuple[Pc, Pc]) -> None:
     attic.run(check.strip())
 
     # 7. run
-    (run,) = [line for block in fenced(7, "sh") for line in block.splitlines() if line.startswith("dgnd ")]
+    run = daemon_line(7)
     for pc in pcs:
         pc.start(run)
 
