@@ -93,7 +93,9 @@ class OfferBook:
         self.manifests.forget(peer)
 
     def peer_manifest(self, peer: str, message: Manifest) -> None:
-        """A peer showed the digests of its files."""
+        """A peer showed the digests of its files; of a model that this node doesn't have, nothing is kept."""
+        if message.model not in self._models:
+            return
         manifest = TensorManifest(
             config_digest=message.config_digest,
             tokenizer_digest=message.tokenizer_digest,

@@ -32,8 +32,20 @@ class ManifestBook:
             known.pop(peer, None)
 
     def usable(self, peer: str, model: str) -> bool:
-        """Whether `peer` has shown a manifest of `model` that agrees with mine."""
-        return self.get(peer, model) is not None and self.conflict(model, (self.me, peer)) is None
+        """Whether `peer` has shown a manifest of `model` that agrees with mine, and with every whole one that
+        agrees with mine: so parts that have no tensor in common are compared too."""
+        if self.get(peer, model) is None:
+            return False
+        return all(self.conflict(model, (other, peer)) is None for other in (self.me, *self._whole(model)))
+
+    def _whole(self, model: str) -> list[str]:
+        """Who has all tensors of `model` and agrees with me; this node first."""
+        nodes = sorted(self._known.get(model, {}).items(), key=lambda item: (item[0] != self.me, item[0]))
+        return [
+            peer
+            for peer, manifest in nodes
+            if manifest.complete and self.conflict(model, (self.me, peer)) is None
+        ]
 
     def conflict(self, model: str, peers: Iterable[str]) -> tuple[str, str, str] | None:
         """The first pair of `peers` that disagree about `model`, and about what."""
@@ -46,8 +58,7 @@ class ManifestBook:
         return None
 
     def whole_digest(self, model: str) -> str | None:
-        """The digest of the whole model, if any node here has all its tensors."""
-        for manifest in self._known.get(model, {}).values():
-            if manifest.complete:
-                return manifest.digest
+        """The digest of the whole model, if any node here has all its tensors and agrees with me."""
+        for peer in self._whole(model):
+            return self._known[model][peer].digest
         return None
