@@ -1,9 +1,10 @@
 """Imports of py-libp2p without what its packages pull in: QUIC, WebSocket, DHT, mDNS, relays, HTTP clients.
 
-`libp2p/__init__.py` and two packages below it import everything that a host could have; nothing of that is used
-here, and their submodules import fine without it. So these packages are put in place empty, and run their own code
-only when something asks for a name that they don't have yet: whoever writes `from libp2p import new_host` still gets
-it. Measured: a third of the daemon's start and of its memory (docs/performance.md).
+`libp2p/__init__.py` and two packages below it import everything that a host could have; nothing of that is
+used here, and their submodules import fine without it. So these packages are put in place empty, and run
+their own code only when something asks for a name that they don't have yet: whoever writes
+`from libp2p import new_host` still gets it. Measured: a third of the daemon's start and of its memory
+(docs/performance.md).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class _Postponed(ModuleType):
     def __getattr__(self, name: str) -> object:
         if name.startswith("__") and name != "__all__":  # the import system asks for such names
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        self.__class__ = ModuleType
+        self.__class__ = ModuleType  # type: ignore[assignment]  # Python allows it for modules
         spec = self.__spec__
         assert spec is not None
         assert spec.loader is not None
