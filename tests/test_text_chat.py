@@ -362,6 +362,15 @@ def test_a_text_template_goes_on_without_the_space_of_a_new_text(tmp_path: Path)
     assert assets.encode_turn(context, "Bye") == whole[len(context) :]
 
 
+def test_private_use_characters_are_text_like_any_other(tmp_path: Path) -> None:
+    assets = builtin(tmp_path, "plain")
+    for char in ("\U00100000", "\U00100001", "\U0010fffd", "\U000ffff0", "\ue000"):
+        text = f"a{char}b"
+        assert assets.decode(assets.encode_turn([70], text)).endswith(f"User: {text}\nAssistant:")
+        assert assets.decode(assets.encode_turn([70], text + "<s>")).endswith(f"User: {text}<s>\nAssistant:")
+        assert assets.decode(assets.encode_raw(text + "<s>")) == text + "<s>"
+
+
 def test_an_empty_context_is_a_first_turn(tmp_path: Path) -> None:
     assets = builtin(tmp_path, "chatml")
     assert assets.encode_turn([], "a", "s") == assets.encode_chat(say("a", system="s"))

@@ -17,13 +17,12 @@ from dgnd.text.jinja_sandbox import ChatTemplate, TemplateRefused
 from dgnd.text.special_text import Placeholders, token_pattern
 from dgnd.text.tokenizer import Tokenizer, check_text
 
-#: Stands for the answer that is in the context already, when a turn is appended.
-_ANSWER = "\U000ffff0"
 _HARMLESS = "x"
 #: Texts before which a continuation is encoded, so that no tokenizer takes it for the beginning of a text.
 _ANCHORS = ("a", "\n", ".", "0")
 
 Render = Callable[[Sequence[str]], str]  # contents of the messages to text
+ToIds = Callable[[str, Mapping[str, str]], list[int]]  # text and its placeholders to ids
 
 
 class ChatEncoder:
@@ -50,7 +49,7 @@ class ChatEncoder:
         return self._encode(lambda texts: self._render(roles, texts), contents, self._tokenizer_ids)
 
     def encode_text(self, text: str, around: bool) -> list[int]:
-        """Ids of bare text in which nothing is a control token; `around`: with those the tokenizer puts around it."""
+        """Ids of bare text, with nothing in it special; `around`: with what the tokenizer puts around it."""
         check_text(text)
         expected = self._count(self._tokenizer.encode(_HARMLESS, add_special_tokens=around))
         if not self._pattern.search(text):
@@ -80,34 +79,33 @@ class ChatEncoder:
             return None
 
     def _turn(self, roles: Sequence[str], contents: list[str]) -> list[int] | None:
+        answer = Placeholders(contents, self._pattern).new("the answer that is in the context already")
         found = True
 
         def render(texts: Sequence[str]) -> str:
             nonlocal found
-            full = self._render(["user", "assistant", *roles], [_HARMLESS, _ANSWER, *texts])
-            _before, answer, after = full.rpartition(_ANSWER)
-            found = found and bool(answer) and _HARMLESS in _before
+            full = self._render(["user", "assistant", *roles], [_HARMLESS, answer, *texts])
+            _before, seen, after = full.rpartition(answer)
+            found = found and bool(seen)
             return after
 
-        ids = self._encode(render, contents, self._continuation_ids)
+        ids = self._encode(render, contents, self._continuation_ids, reserved=answer)
         return ids if found else None
 
     def _render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
         messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
         return self._template.render(messages, self._variables)
 
-    def _encode(
-        self, render: Render, contents: list[str], to_ids: Callable[[str, Mapping[str, str]], list[int]]
-    ) -> list[int]:
+    def _encode(self, render: Render, contents: list[str], to_ids: ToIds, reserved: str = "") -> list[int]:
         check_text("\n".join(contents))
         expected = self._count(
             to_ids(render([_HARMLESS if content.strip() else content for content in contents]), {})
         )
-        places = Placeholders([*contents, _ANSWER], self._pattern)
+        places = Placeholders([*contents, reserved], self._pattern)
         ids = to_ids(render([places.hide(content) for content in contents]), places.meaning)
         if self._count(ids) == expected:
             return ids
-        places = Placeholders([*contents, _ANSWER], self._pattern)
+        places = Placeholders([*contents, reserved], self._pattern)
         hidden = [places.new(content) if content.strip() else content for content in contents]
         return to_ids(render(hidden), places.meaning)
 

@@ -30,6 +30,12 @@ def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
+def encode_fast(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    """The ids alone, without the places in the text: several times faster than `encode`."""
+    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+    return ids
+
+
 class Placeholders:
     """One private-use character, found in none of the user's texts, for each token text that is only text."""
 
@@ -98,8 +104,7 @@ class SpecialAliases:
             pieces = places.split(named)
             texts = [self._secret.sub("\ufffd", meaning[place]) for place in places.findall(named)]
             named = pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True))
-        ids: list[int] = self._twin.encode(named, add_special_tokens=add_special_tokens).ids
-        return ids
+        return encode_fast(self._twin, named, add_special_tokens)
 
 
 def _rename(description: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The built-in chat templates, for models that have none of their own, and how one of them is chosen.
 
-Each is the form that its model family was trained with, as far as the family says (`docs/templates.md`). A
+Each is the form that its model family was trained with, as far as the family says (`docs/sampling.md`). A
 system message goes where the family has a place for it, else before the first user message. Every template
 begins with `bos_token` and names it nowhere else. Knows tokenizers only by the texts of their special tokens.
 """

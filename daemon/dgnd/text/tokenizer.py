@@ -7,6 +7,7 @@ text (see `dgnd.text.special_text`). Knows nothing of templates.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import tokenizers
 
 from dgnd.errors import BadRequest, LimitError, ModelError
 from dgnd.text.model_files import MAX_TOKENIZER_BYTES, parse_object, read_text
-from dgnd.text.special_text import SpecialAliases
+from dgnd.text.special_text import SpecialAliases, encode_fast
 
 #: UTF-8 bytes of text that are tokenised at most; a longer prompt is refused before any work.
 MAX_PROMPT_BYTES = 4 << 20
@@ -37,6 +38,8 @@ class Tokenizer:
     """Text to ids and ids to token strings."""
 
     def __init__(self, inner: tokenizers.Tokenizer, decoder: dict[str, Any] | None) -> None:
+        # a batch of one gains nothing from threads, and the library warns in every child once it used them
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
@@ -82,8 +85,7 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Ids of text that may name special tokens. `add_special_tokens`: those around a text."""
-        ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return encode_fast(self._inner, text, add_special_tokens)
 
     def decode_tokens(self, tokens: Sequence[str]) -> str:
         """The library's own decoding of token strings."""
