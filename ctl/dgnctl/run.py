@@ -14,7 +14,7 @@ from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
 from dgnctl.sampling import generation_options, template
 from dgnd.control.api import GenerateParams, GenerateResult
-from dgnd.errors import BadRequest
+from dgnd.errors import BadRequest, NotReady
 
 EXIT_INTERRUPTED = 130
 
@@ -40,6 +40,10 @@ def run(ctx: click.Context, /, prompt: str, raw: bool, as_json: bool, **options:
         shown = _Shown(as_json)
         try:
             result = follow(client.start_generate(params), shown.add, noted)
+        except NotReady as error:
+            if as_json or params.wait:
+                raise
+            raise type(error)(f"{error.message} (to wait for it: --wait 60)", **error.data) from None
         finally:
             shown.end()
         if as_json:

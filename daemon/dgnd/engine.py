@@ -150,7 +150,9 @@ class Engine:
             )
         room = context - len(prompt)
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
-        answer = Answer(model.text, params.stop, params.stop_ids, limit)
+        chat = params.token_ids is None and not params.raw
+        stop = [*params.stop, *(model.text.stop_texts if chat else ())]
+        answer = Answer(model.text, stop, params.stop_ids, limit)
         failed: DgnError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when, cancelled, nursery.cancel_scope)
