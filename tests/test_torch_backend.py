@@ -3,21 +3,27 @@ wrong use."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked
+from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked, transformers_logits
+from tiny_llama import TinyLlama, make_tiny_llama, random_weights, write_weights
 
-pytest.importorskip("torch", reason="torch is not installed")
-
-
-from dgn_backends.api import LoadRequest, SpanRunner
+from dgn_backends.api import LoadRequest, SpanRunner, Step
+from dgn_backends.errors import BackendUnavailable, ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.span import Span
-from dgn_backends.torch_backend import TorchBackend
+from dgn_backends.tensor import Tensor
+from dgn_backends.testing import check_backend
 from dgn_backends.weights import whole_model
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from dgn_backends.torch_backend import TorchBackend  # noqa: E402 - after the skip
+from dgn_backends.torch_rows import RowTiles, agreeing_tiles  # noqa: E402
 
 #: Largest difference of any logit from transformers' f32, as a share of the logits' standard deviation.
 LOW_PRECISION_BOUNDS = {"bf16": 0.35, "f16": 0.05}
@@ -53,3 +59,143 @@ def test_low_precision_logits_are_near(name: str, dtype: str) -> None:
         assert np.isfinite(logits).all()
         worst = np.abs(logits - case.logits).max() / case.logits.std()
         assert worst < LOW_PRECISION_BOUNDS[dtype], f"chunks of {chunk}"
+
+
+def test_a_chunk_beside_others_keeps_its_bits_with_more_threads() -> None:
+    """Row invariance at the widths where kernels change: a hidden size with tails, several threads."""
+    case = llama_case("narrow-head-dim")
+    before = torch.get_num_threads()
+    try:
+        request = case.load_request()
+        runner = TorchBackend().load(replace(request, threads=2), lambda done, total: None)
+        assert torch.get_num_threads() == 2
+        assert "threads2" in runner.numerics
+        wanted = run_chunked(runner, case.ids, 330)
+        for chunks in ([1], [7], [33, 65, 2], [64]):
+            assert np.array_equal(run_chunked(runner, case.ids, chunks), wanted)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_f32_on_a_cpu_keeps_bits_and_says_how() -> None:
+    runner = load(llama_case("plain").path)
+    assert runner.row_invariant
+    assert runner.dtype == "f32"
+    assert f"torch-{torch.__version__}/f32/kv-f32/cpu-" in runner.numerics
+    for dtype in ("bf16", "f16"):
+        low = load(llama_case("plain").path, dtype)
+        assert not low.row_invariant
+        assert low.numerics != runner.numerics
+
+
+def test_auto_takes_the_models_dtype() -> None:
+    assert load(llama_case("plain").path, "auto").dtype == "f32"
+    saved = load(llama_case("bf16-weights").path, "auto").dtype
+    assert saved == ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "f32")
+
+
+def overflowing_model(directory: Path) -> Path:
+    """A model whose MLPs reach 1e5 inside, beyond f16, and come back to ordinary sizes."""
+    tiny = TinyLlama(tokenizer=False, mlp_bias=True)
+    path = make_tiny_llama(directory, tiny)
+    weights = random_weights(path, tiny)
+    for name in weights:
+        if name.endswith(("gate_proj.weight", "up_proj.weight")):
+            weights[name] = weights[name] * np.float32(150.0)
+        if name.endswith("down_proj.weight"):
+            weights[name] = weights[name] * np.float32(3e-4)
+    write_weights(path, weights)
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_an_mlp_beyond_f16_inside_stays_finite_and_right(tmp_path: Path, dtype: str) -> None:
+    path = overflowing_model(tmp_path / "model")
+    ids = np.random.default_rng(1).integers(0, 200, 60).astype(np.int32)
+    wanted = transformers_logits(path, ids)
+    got = run_chunked(load(path, dtype), ids, 25)
+    bound = {"f32": F32_BOUND, **LOW_PRECISION_BOUNDS}[dtype] * (1.0 if dtype == "f32" else wanted.std())
+    assert np.abs(got - wanted).max() < bound
+
+
+def test_weights_beyond_f16_are_refused(tmp_path: Path) -> None:
+    tiny = TinyLlama(tokenizer=False)
+    path = make_tiny_llama(tmp_path / "model", tiny)
+    weights = random_weights(path, tiny)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = 1e6
+    write_weights(path, weights)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has values beyond f16"):
+        load(path, "f16")
+    load(path, "f16", span=Span(2, 4))
+
+
+def test_what_torch_can_not_do_is_said() -> None:
+    path = llama_case("plain").path
+    with pytest.raises(BackendUnavailable, match='device "cuda:99" is not usable by torch here'):
+        load(path, device="cuda:99")
+    with pytest.raises(BackendUnavailable, match='dtype "q4" is unknown to torch'):
+        load(path, dtype="q4")
+
+
+def test_a_span_needs_only_its_shards(tmp_path: Path) -> None:
+    path = make_tiny_llama(tmp_path / "model", TinyLlama(tokenizer=False, shards=4))
+    (path / "model-00001-of-00004.safetensors").unlink()
+    runner = load(path, span=Span(3, 4, head=True))
+    runner.open(1, runner.span, 4)
+    hidden = Tensor.from_f32(np.ones((4, 32), np.float32), "f32")
+    (output,) = runner.forward([Step(1, 0, hidden, (3,))])
+    assert output.logits is not None
+    assert output.logits.shape == (1, 261)
+    with pytest.raises(ModelError, match=r"model-00001-of-00004\.safetensors"):
+        load(path)
+
+
+def test_progress_ends_with_the_total() -> None:
+    calls: list[tuple[int, int]] = []
+    request = llama_case("bf16-weights").load_request()
+    TorchBackend().load(request, lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[0][0] == 0
+    assert calls[-1][0] == calls[-1][1] > 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "tiles"),
+    [(1, [2]), (2, [2]), (3, [4]), (64, [64]), (65, [64, 2]), (100, [64, 64]), (130, [64, 64, 2])],
+)
+def test_row_tiles_cover_the_rows(rows: int, tiles: list[int]) -> None:
+    allowed = RowTiles((2, 4, 8, 16, 32, 64))
+    assert allowed.split(rows) == tiles
+    assert allowed.split(allowed.padded(rows)) == tiles
+    assert RowTiles().split(rows) == [rows]
+
+
+def test_tiles_that_disagree_are_left_out() -> None:
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        """Rounds otherwise where there are fewer than 8 rows."""
+        return rows * (3.0 if len(rows) >= 8 else 3.0000002)
+
+    rows = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    assert agreeing_tiles([(product, rows)]).sizes == (8, 16, 32, 64)
+
+    def by_place(rows: torch.Tensor) -> torch.Tensor:
+        """Rounds the last row of a call otherwise."""
+        return torch.cat([rows[:-1] * 3.0, rows[-1:] * 3.0000002])
+
+    assert 32 not in agreeing_tiles([(by_place, rows)]).sizes
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_cuda_conforms_and_is_near_transformers(dtype: str) -> None:
+    check_backend(TorchBackend(), dtype=dtype, device="cuda")
+    bounds = {"f32": F32_BOUND, **LOW_PRECISION_BOUNDS}
+    for name in ("plain", "mlp-bias", "dynamic", "yarn"):
+        case = llama_case(name)
+        runner = load(case.path, dtype, device="auto")
+        assert "cuda" in runner.numerics
+        for chunk in (1, 129):
+            worst = np.abs(run_chunked(runner, case.ids, chunk) - case.logits).max()
+            assert worst < bounds[dtype] * (1.0 if dtype == "f32" else case.logits.std())
+        assert runner.kv_bytes() == 0
