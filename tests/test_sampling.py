@@ -37,9 +37,9 @@ def test_philox_gives_the_known_answers_of_random123(
 
 
 def test_noise_of_an_id_does_not_depend_on_the_other_ids() -> None:
-    vocab = 1001
+    vocab = 20_001  # more than is worked on at a time
     everything = gumbel(7, 3, np.arange(vocab), vocab)
-    few = np.array([0, 1, 2, 500, 999, 1000])
+    few = np.array([0, 1, 2, 500, 9999, 16_384, 19_999, 20_000])
     assert np.array_equal(gumbel(7, 3, few, vocab), everything[few])
     assert np.array_equal(gumbel(7, 3, few, 10**6), everything[few])
     assert not np.array_equal(gumbel(7, 4, few, vocab), everything[few])
@@ -221,8 +221,8 @@ def test_a_vocabulary_of_128k_takes_milliseconds() -> None:
         Sampling(temperature=1, top_k=40),
     ):
         times = []
-        for position in range(7):
-            begin = time.perf_counter()
+        for position in range(15):
+            begin = time.thread_time()
             pick(logits, sampling, position)
-            times.append(time.perf_counter() - begin)
-        assert min(times) < 0.015  # the best of several: other processes share the machine
+            times.append(time.thread_time() - begin)
+        assert min(times) < 0.015  # the best of several, without waiting: others share the machine

@@ -50,6 +50,8 @@ _NOISE_SPAN = 41.5
 #: How many candidates top-p sorts at first; sixteen times as many whenever they don't hold enough
 #: probability.
 _FIRST_SORTED = 1024
+#: Counters that are worked on at a time, so that they stay in the cache.
+_CACHED = 8192
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -101,15 +103,25 @@ def pick(
 def gumbel(seed: int, position: int, ids: I64, vocab: int) -> F64:
     """Standard Gumbel noise [len(ids)] of these token ids; bits depend on (seed, position, id) alone."""
     if 2 * ids.size > vocab:  # cheaper: every block once, both halves used
-        words = philox4x32(np.arange((vocab + 1) // 2, dtype=np.uint64), position, seed)
-        pairs = np.stack([words[0] << _SHIFT32 | words[1], words[2] << _SHIFT32 | words[3]], axis=1).reshape(
-            -1
-        )
-        bits = pairs[ids]
-    else:
-        words = philox4x32(ids.astype(np.uint64) >> np.uint64(1), position, seed)
-        odd = (ids & 1).astype(bool)
-        bits = np.where(odd, words[2] << _SHIFT32 | words[3], words[0] << _SHIFT32 | words[1])
+        return _uniform_to_gumbel(_all_bits(seed, position, vocab)[ids])
+    words = philox4x32(ids.astype(np.uint64) >> np.uint64(1), position, seed)
+    odd = (ids & 1).astype(bool)
+    return _uniform_to_gumbel(np.where(odd, words[2] << _SHIFT32 | words[3], words[0] << _SHIFT32 | words[1]))
+
+
+def _all_bits(seed: int, position: int, vocab: int) -> U64:
+    """The 64 bits of every id below `vocab` (or one more)."""
+    bits: U64 = np.empty((vocab + 1) // 2 * 2, dtype=np.uint64)
+    for begin in range(0, bits.size, 2 * _CACHED):
+        part = bits[begin : begin + 2 * _CACHED]
+        words = philox4x32(np.arange(begin // 2, (begin + part.size) // 2, dtype=np.uint64), position, seed)
+        part[0::2] = words[0] << _SHIFT32 | words[1]
+        part[1::2] = words[2] << _SHIFT32 | words[3]
+    return bits
+
+
+def _uniform_to_gumbel(bits: U64) -> F64:
+    """Noise from the upper 53 of 64 random bits."""
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     np.minimum(uniform, 1.0 - 2.0**-53, out=uniform)  # the last one would round to 1
     noise: F64 = -np.log(-np.log(uniform))
