@@ -1,4 +1,4 @@
-"""What a model is, as data: the configuration of a Llama-family model and the description of one decoder block.
+"""What a model is, as data: the configuration of a Llama-family model, the description of one block.
 
 Every backend builds from these; none reads config.json itself. Knows nothing of files or of how to compute.
 """
@@ -15,7 +15,7 @@ RopeKind = Literal["default", "linear", "dynamic", "llama3", "yarn"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split layout as Hugging Face stores it.
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split as Hugging Face stores it.
 
     `factor` and the rest apply to the kinds that use them; `original_positions` is the window the model was
     trained with before scaling.

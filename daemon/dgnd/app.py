@@ -21,12 +21,11 @@ from dgnd.control.lock import LockFile
 from dgnd.control.server import serve_control
 from dgnd.control.socket_path import daemon_socket
 from dgnd.errors import ConfigError, DgnError, one_line
-from dgnd.identity import Identity
+from dgnd.identity import IDENTITY_FILE, Identity
 from dgnd.node import Node, NodeIdentity
 
 log = logging.getLogger("dgnd")
 
-IDENTITY_FILE = "identity.key"
 LOCK_FILE = "lock"
 _POLL_S = 0.1
 

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from dgnd.errors import BadRequest, ConfigError
 
+#: The name of the key in a state directory.
+IDENTITY_FILE = "identity.key"
 SEED_BYTES = 32
 SIGNATURE_BYTES = 64
 #: Multihash of kind identity (0x00), 36 bytes; then protobuf {1: key type ed25519, 2: 32 bytes of key}.

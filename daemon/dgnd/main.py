@@ -14,11 +14,10 @@ import click
 from dgn_backends.errors import DgnError
 from dgnd.config import load_config
 from dgnd.errors import ConfigError
-from dgnd.identity import Identity
+from dgnd.identity import IDENTITY_FILE, Identity
 
 DEFAULT_CONFIG = Path("/etc/dgn/dgn.toml")
 DEFAULT_STATE_DIR = Path("/var/lib/dgn")
-IDENTITY_FILE = "identity.key"
 
 _PATH = click.Path(path_type=Path)
 _config_option = click.option(
