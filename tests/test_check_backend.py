@@ -3,8 +3,10 @@ ways."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -250,3 +252,8 @@ def test_a_runner_that_raises_is_caught() -> None:
 
     with pytest.raises(ConformanceError, match="reference: raised ZeroDivisionError: by design"):
         check_backend(BrokenBackend(Raises), checks=["reference"])
+
+
+def test_every_check_is_documented_and_no_other() -> None:
+    text = (Path(__file__).resolve().parent.parent / "docs/backend-plugins.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", text, flags=re.M) == list(CHECKS)
