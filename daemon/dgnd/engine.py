@@ -140,7 +140,8 @@ class Engine:
         clocks: Clocks,
     ) -> api.GenerateResult:
         model, driver = conversation.model, conversation.driver
-        prompt = conversation.prompt_ids(params)
+        # In a thread: a template or a tokenizer may take seconds, and the daemon must go on answering.
+        prompt = await trio.to_thread.run_sync(conversation.prompt_ids, params, abandon_on_cancel=True)
         context = model.config.max_positions
         if len(prompt) > context:
             raise ContextExceeded(

@@ -232,12 +232,17 @@ class NodeService:
 
     async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:
         """Text to token ids."""
-        text = self.engine.model(params.model).text
-        if params.raw:
-            ids = text.encode_raw(params.text)
-        else:
-            ids = text.encode_chat([api.ChatMessage(role="user", content=params.text)])
-        return api.TokenizeResult(token_ids=ids, tokens=[text.token_text(i) for i in ids])
+        model = self.engine.model(params.model)
+
+        def work() -> api.TokenizeResult:
+            text = model.text
+            if params.raw:
+                ids = text.encode_raw(params.text)
+            else:
+                ids = text.encode_chat([api.ChatMessage(role="user", content=params.text)])
+            return api.TokenizeResult(token_ids=ids, tokens=[text.token_text(i) for i in ids])
+
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
 
     async def session_export(self, params: api.SessionParams) -> api.SessionTokens:
         """The token ids of a session."""
