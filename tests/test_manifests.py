@@ -17,6 +17,8 @@ from dgnd.offers import OfferBook
 from dgnd.trust import ManifestBook
 from dgnd.wire.messages import Manifest as ManifestMessage
 
+#: Of the tiny model; each in a file of its own, so that halves of it have nothing in common.
+TENSORS = 39
 ROWS = [Row("a", "embed,0-1"), Row("b", "2-3,head")]
 
 
@@ -45,6 +47,11 @@ def test_parts_with_nothing_in_common_are_usable_until_somebody_has_the_whole() 
     assert difference[:2] == ("p", "q")
     assert "y" in difference[2]
     known.put("p", "m", manifest(y="3"))
+    assert known.usable("p", "m")
+    known.put("me", "m", manifest(x="2"))  # now it is this node that differs
+    assert not known.usable("p", "m")
+    assert known.quarrel("p", "m") == known.conflict("m", ["me", "q"])
+    known.put("p", "m", manifest(y="4"))  # a whole model of others says nothing
     assert known.usable("p", "m")
     known.forget("q")
     assert known.whole_digest("m") is None
@@ -92,7 +99,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "one": make_tiny_llama(root / "one", seed=1),
         "other": make_tiny_llama(root / "other", seed=2),
         "words": make_tiny_llama(root / "words", seed=1),
-        "shards": make_tiny_llama(root / "shards", seed=1, shards=6),
+        "shards": make_tiny_llama(root / "shards", seed=1, shards=TENSORS),
     }
     words = found["words"] / "tokenizer.json"
     words.write_text(words.read_text() + "\n")
@@ -174,7 +181,9 @@ def test_parts_of_a_model_are_unverified_until_a_node_has_the_whole(
             "c": models["one"],
             "d": models["other"],
         }
-        assert len(list(folders["a"].glob("*.safetensors"))) < 6
+        files = [{path.name for path in folders[name].glob("*.safetensors")} for name in ("a", "b")]
+        assert not files[0] & files[1]
+        assert len(files[0] | files[1]) == TENSORS
         for name in folders:
             cluster.add(name)
         for name, folder in folders.items():
@@ -209,7 +218,7 @@ def test_parts_of_two_models_are_found_out_by_a_node_that_has_one_of_them(
     models: dict[str, Path], tmp_path: Path
 ) -> None:
     """a and b have no tensor in common, so only the whole model shows that b's is another one."""
-    other = make_tiny_llama(tmp_path / "other-shards", seed=2, shards=6)
+    other = make_tiny_llama(tmp_path / "other-shards", seed=2, shards=TENSORS)
     with Cluster(tmp_path, None) as cluster:
         folders = {
             "a": parts(models["shards"], tmp_path / "low", LOW),
@@ -223,8 +232,11 @@ def test_parts_of_two_models_are_found_out_by_a_node_that_has_one_of_them(
             cluster.configure(name, ROWS, peers, models={"m": {"path": str(folder), "backend": "reference"}})
         cluster.start(state="degraded")
         a = cluster.nodes["a"]
-        a.wait_for(lambda: "differs between" in notes(a), what="the difference")
-        a.wait_for(lambda: "2-3,head" in call(a, "status").missing.get("m", ""), what="the refusal")
-        error = refused(a)
-        assert error["kind"] == "manifest_mismatch"
-        assert "differs between b and c" in error["message"] or "differs between c and b" in error["message"]
+        for node, lacks in ((a, "2-3,head"), (cluster.nodes["b"], "embed,0-1")):
+            node.wait_for(
+                lambda node=node, lacks=lacks: call(node, "status").missing == {"m": lacks}, what="refusal"
+            )
+            assert "differs between" in notes(node)
+            error = refused(node)
+            assert error["kind"] == "manifest_mismatch"
+            assert any(f"differs between {pair}: " in error["message"] for pair in ("b and c", "c and b"))

@@ -155,7 +155,7 @@ class Node:
         if model is None or model.manifest is None:
             return f"model {name} is not served here" if model is None else f"{name} is being verified here"
         manifests = self.offers.manifests
-        conflict = manifests.conflict(name, (self.me, origin))
+        conflict = manifests.quarrel(origin, name)
         if conflict is not None:
             return conflict_text(name, conflict, self.names.of)
         whole = manifests.whole_digest(name)

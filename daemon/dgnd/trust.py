@@ -32,20 +32,24 @@ class ManifestBook:
             known.pop(peer, None)
 
     def usable(self, peer: str, model: str) -> bool:
-        """Whether `peer` has shown a manifest of `model` that agrees with mine, and with every whole one that
-        agrees with mine: so parts that have no tensor in common are compared too."""
-        if self.get(peer, model) is None:
-            return False
-        return all(self.conflict(model, (other, peer)) is None for other in (self.me, *self._whole(model)))
+        """Whether `peer` has shown a manifest of `model`, and nothing speaks against its being mine."""
+        return self.get(peer, model) is not None and self.quarrel(peer, model) is None
+
+    def quarrel(self, peer: str, model: str) -> tuple[str, str, str] | None:
+        """What shows that `peer` has another `model` than this node, as `conflict` puts it: a tensor that
+        both have, or a whole manifest that agrees with one of them alone, where they have no tensor in
+        common."""
+        found = self.conflict(model, (self.me, peer))
+        for other in self._whole(model):
+            if found is None:
+                mine, theirs = (self.conflict(model, (node, other)) for node in (self.me, peer))
+                found = (mine or theirs) if (mine is None) != (theirs is None) else None
+        return found
 
     def _whole(self, model: str) -> list[str]:
-        """Who has all tensors of `model` and agrees with me; this node first."""
-        nodes = sorted(self._known.get(model, {}).items(), key=lambda item: (item[0] != self.me, item[0]))
-        return [
-            peer
-            for peer, manifest in nodes
-            if manifest.complete and self.conflict(model, (self.me, peer)) is None
-        ]
+        """Who has all tensors of `model`, this node first."""
+        whole = [peer for peer, manifest in self._known.get(model, {}).items() if manifest.complete]
+        return sorted(whole, key=lambda peer: (peer != self.me, peer))
 
     def conflict(self, model: str, peers: Iterable[str]) -> tuple[str, str, str] | None:
         """The first pair of `peers` that disagree about `model`, and about what."""
@@ -60,5 +64,6 @@ class ManifestBook:
     def whole_digest(self, model: str) -> str | None:
         """The digest of the whole model, if any node here has all its tensors and agrees with me."""
         for peer in self._whole(model):
-            return self._known[model][peer].digest
+            if self.conflict(model, (self.me, peer)) is None:
+                return self._known[model][peer].digest
         return None
