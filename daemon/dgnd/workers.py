@@ -127,9 +127,9 @@ class WorkerHandle:
                 hung = await self._receive_all(stream)
                 nursery.cancel_scope.cancel()
         finally:
-            self._outbox = None
             with trio.CancelScope(shield=True):
                 await _reap(process, patience_s=0.0 if hung else 0.5)
+            self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
             return f"no sign of life for {_SILENT_S:.0f} s, killed"
         return self._failure or _why(process.returncode, _oom_kills() > oom_before)
