@@ -1,0 +1,204 @@
+"""Prefill and decode in tokens a second: the worker alone, through dgnctl, and split over two daemons.
+
+    python benchmarks/line.py [--model DIR | --shape tiny|demo|wide|llama-3.2-1b] [--blocks N] [--dtype f32]
+                              [--backend reference] [--threads 1] [--prompt N] [--tokens N] [--rounds N]
+                              [--quick] [--json]
+
+The three take turns in every round, in another order each time, so that all meet the same load of the
+machine; the ratios are medians of the ratios within a round. A random model has a small vocabulary: blocks
+are measured, not the head. The worker alone is driven over its socketpair, with the same frames and chunks and
+without a dgnd. All processes share this machine, the daemons over loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench_kit import conditions, report
+from bench_kit.direct_worker import DirectWorker, Timed
+from bench_kit.shapes import SHAPES, make_model
+from cluster import Cluster, Row, TestNode
+
+from dgn_backends.hf_config import read_config
+from dgn_backends.span import Span
+from dgnd.driver import MAX_CHUNK
+from dgnd.wire.messages import LoadSpans
+
+WORKER, THROUGH, SPLIT = "worker alone", "through dgnctl", "split over two"
+_TEXT = "Once upon a time there was a little dog who wanted to see the sea. "
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is measured."""
+
+    model: Path
+    backend: str
+    dtype: str
+    threads: int
+    prompt: str
+    tokens: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of every process."""
+        return {"OMP_NUM_THREADS": str(self.threads)}
+
+    def section(self) -> dict[str, object]:
+        """The model's section in the daemons' configuration."""
+        return {
+            "path": str(self.model),
+            "backend": self.backend,
+            "device": "cpu",
+            "dtype": self.dtype,
+            "threads": self.threads,
+        }
+
+
+def through_dgnctl(node: TestNode, setting: Setting) -> tuple[list[int], Timed]:
+    """The prompt's ids and the times of one `dgnctl run --json`."""
+    result = node.run(setting.prompt, "--max-tokens", str(setting.tokens), "--temperature", "0", timeout=600)
+    times, ids = result["timings"], result["token_ids"]
+    timed = Timed(len(result["prompt_token_ids"]), len(ids), times["prefill_s"], times["decode_s"])
+    return result["prompt_token_ids"], timed
+
+
+@contextmanager
+def daemons(directory: Path, setting: Setting, spans: dict[str, str]) -> Iterator[TestNode]:
+    """Daemons that serve these spans by name, ready; the first is the origin."""
+    with Cluster(directory, setting.model) as cluster:
+        for name in spans:
+            cluster.add(name).extra_env.update(setting.environment)
+        rows = [Row(name, span) for name, span in spans.items()]
+        for name in spans:
+            peers = [other for other in spans if other != name]
+            cluster.configure(name, rows, peers, models={"m": setting.section()})
+        for node in cluster.nodes.values():
+            node.start()
+        for node in cluster.nodes.values():
+            node.wait_ready(timeout=300)
+        yield next(iter(cluster.nodes.values()))
+
+
+def measure(setting: Setting, rounds: int, directory: Path) -> dict[str, list[Timed]]:
+    """`rounds` samples of each way, after one that is thrown away."""
+    blocks = read_config(setting.model).n_blocks
+    half = blocks // 2
+    load = LoadSpans(
+        model="m",
+        path=str(setting.model),
+        spans=(f"embed,0-{blocks - 1},head",),
+        backend=setting.backend,
+        device="cpu",
+        dtype=setting.dtype,
+        threads=setting.threads,
+    )
+    context = read_config(setting.model).max_positions
+    with ExitStack() as stack:
+        whole = {"whole": f"embed,0-{blocks - 1},head"}
+        halves = {"lower": f"embed,0-{half - 1}", "upper": f"{half}-{blocks - 1},head"}
+        one = stack.enter_context(daemons(directory / "one", setting, whole))
+        two = stack.enter_context(daemons(directory / "two", setting, halves))
+        span = Span(0, blocks, embed=True, head=True)
+        alone = stack.enter_context(DirectWorker(load, span, {**os.environ, **setting.environment}))
+        ids, _ = through_dgnctl(one, setting)
+        ways: list[tuple[str, Callable[[], Timed]]] = [
+            (WORKER, lambda: alone.generate(ids, setting.tokens, MAX_CHUNK, context)),
+            (THROUGH, lambda: through_dgnctl(one, setting)[1]),
+            (SPLIT, lambda: through_dgnctl(two, setting)[1]),
+        ]
+        for _, way in ways:
+            way()
+        samples: dict[str, list[Timed]] = {name: [] for name, _ in ways}
+        for index in range(rounds):
+            for turn in range(len(ways)):
+                name, way = ways[(index + turn) % len(ways)]
+                samples[name].append(way())
+    return samples
+
+
+def prefill_speed(timed: Timed) -> float:
+    """Tokens of the prompt a second, to the first token of the answer."""
+    return timed.prompt_tokens / timed.prefill_s
+
+
+def decode_speed(timed: Timed) -> float:
+    """Tokens a second after the first."""
+    return (timed.tokens - 1) / timed.decode_s
+
+
+def summary(samples: dict[str, list[Timed]]) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
+    """Medians of each way and its ratio to the worker alone, as figures and as rows."""
+    figures: dict[str, dict[str, float]] = {}
+    rows = []
+    for name, timed in samples.items():
+        found: dict[str, float] = {}
+        cells = [name]
+        for what, speed in (("prefill", prefill_speed), ("decode", decode_speed)):
+            speeds = [speed(sample) for sample in timed]
+            ratios = [a / speed(b) for a, b in zip(speeds, samples[WORKER], strict=True)]
+            found[f"{what}_tok_s"] = report.median(speeds)
+            found[f"{what}_best_tok_s"] = max(speeds)
+            found[f"{what}_ratio"] = report.median(ratios)
+            cells += [f"{report.median(speeds):.1f}", f"{max(speeds):.1f}", f"{report.median(ratios):.2f}"]
+        found["decode_ms"] = 1000 / found["decode_tok_s"]
+        figures[name] = found
+        rows.append([*cells, f"{found['decode_ms']:.2f}"])
+    return figures, rows
+
+
+def main() -> None:
+    """The command line."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory, instead of a random model")
+    parser.add_argument("--shape", choices=list(SHAPES), default="demo")
+    parser.add_argument("--blocks", type=int, help="of the random model")
+    parser.add_argument("--dtype", choices=["f32", "bf16", "f16"], default="f32")
+    parser.add_argument("--backend", default="reference")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--prompt", type=int, default=256, help="characters; one token each in a random model"
+    )
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="a tiny model once: only to see that it works")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.quick:
+        options.shape, options.prompt, options.tokens, options.rounds = "tiny", 20, 4, 1
+    where = conditions.conditions()
+    with tempfile.TemporaryDirectory(prefix="dgn-bench-") as name:
+        directory = Path(name)
+        model = options.model
+        if model is None:
+            context = options.prompt + options.tokens + 8
+            shape = SHAPES[options.shape]
+            model = make_model(directory / "model", shape, options.dtype, options.blocks, context)
+        prompt = (_TEXT * (options.prompt // len(_TEXT) + 1))[: options.prompt]
+        setting = Setting(
+            model.resolve(), options.backend, options.dtype, options.threads, prompt, options.tokens
+        )
+        blocks = read_config(model).n_blocks
+        samples = measure(setting, options.rounds, directory)
+    first = samples[WORKER][0]
+    where["model"] = (
+        f"{options.model or options.shape}, {blocks} blocks, {options.dtype}, backend {options.backend}, "
+        f"{options.threads} thread(s)"
+    )
+    where["request"] = (
+        f"{first.prompt_tokens} tokens of prompt, {first.tokens} of answer, greedy; {options.rounds} rounds"
+    )
+    figures, rows = summary(samples)
+    header = ["tok/s", "prefill", "best", "ratio", "decode", "best", "ratio", "ms/token"]
+    report.show(options.json, where, figures, [report.table(header, rows)])
+
+
+if __name__ == "__main__":
+    main()
