@@ -6,8 +6,8 @@
 
 The three take turns in every round, in another order each time, so that all meet the same load of the
 machine; the ratios are medians of the ratios within a round. A random model has a small vocabulary: blocks
-are measured, not the head. The worker alone is driven over its socketpair, with the same frames and chunks and
-without a dgnd. All processes share this machine, the daemons over loopback.
+are measured, not the head. The worker alone is driven over its socketpair, with the same frames and chunks
+and without a dgnd. All processes share this machine, the daemons over loopback.
 """
 
 from __future__ import annotations
