@@ -76,7 +76,7 @@ def counted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(counted: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """a and b hold halves of `m` and `long` (random); a also the scripted `talk`, `plain` and half of `gap`."""
+    """a and b hold halves of `m` and `long`, which are random; a also `talk`, `plain` and half of `gap`."""
     folder = tmp_path_factory.mktemp("models")
     m = readable_model(folder / "m", max_positions=CONTEXT)
     paths = {
@@ -497,7 +497,7 @@ def test_cancel_over_the_socket_by_hand(cluster: Cluster) -> None:
         wire.ask("generate", {"prompt": "x", "raw": True, "model": "long"}, 7)
         assert wire.read()["method"] == "generate.delta"
         wire.ask("cancel", {"request_id": 7}, 8)
-        messages = []
+        messages: list[Any] = []
         while sum("id" in message for message in messages) < 2:
             messages.append(wire.read())
         by_id = {message.get("id"): message.get("result") for message in messages}

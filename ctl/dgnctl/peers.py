@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from dgnctl.multiaddress import check_multiaddress
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
 from dgnd.control.api import ConnectParams, PeerInfo, PeerList, PeerParams, Refusal
+
+_LET_IN: Final = """\
+To let one in for good, add its lines to the configuration and restart dgnd.
+Until dgnd ends: dgnctl connect ADDRESS, which 'dgnctl peers' shows there.
+"""
 
 
 @click.command()
@@ -98,11 +105,10 @@ def describe_connected(peer: PeerInfo) -> str:
 
 
 def describe_refusals(refused: list[Refusal]) -> str:
-    """The last refusals, newest as dgnd orders them, each with the lines to paste."""
+    """The last refusals in dgnd's order, each with the lines to paste, and what to do with them."""
     if not refused:
         return "nobody was refused\n"
-    return "\n".join(
-        f"{refusal.when} {refusal.addr}: {refusal.reason}\n  {refusal.id}\n"
-        f"to let it in:\n{refusal.paste.rstrip()}\n"
-        for refusal in refused
-    )
+    parts = [
+        f"{refusal.when} {refusal.addr}: {refusal.reason}\n{refusal.paste.rstrip()}\n" for refusal in refused
+    ]
+    return "\n".join([*parts, _LET_IN])
