@@ -48,6 +48,9 @@ from dgnd.wire.ticket import TicketBook
 
 log = logging.getLogger("dgnd.hops")
 
+#: Between two warnings about one peer; what it sends in between is told to it alone.
+QUIET_S = 1.0
+
 
 @dataclass(slots=True)
 class HopHost:
@@ -89,6 +92,7 @@ class HopServer:
         self._tickets = tickets
         self._max_sessions = max_sessions
         self.hops: dict[HopKey, Hop] = {}
+        self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
     # --- from peers and from this node's own engine
 
@@ -112,7 +116,9 @@ class HopServer:
             if key is None and isinstance(message, OpenHop):
                 key = _claimed_key(message)
             tag = "open" if isinstance(message, OpenHop) else "step"
-            log.warning("refused %s of %s: %s", tag, sender, error.message)
+            if self._host.now() >= self._quiet_until.get(sender, 0.0):
+                self._quiet_until[sender] = self._host.now() + QUIET_S
+                log.warning("refused %s of %s: %s", tag, sender, error.message)
             self._host.post(sender, Frame(failure_of(error, key, getattr(message, "branch", 0), tag)))
 
     def _open(self, sender: str, message: OpenHop) -> None:
