@@ -19,15 +19,14 @@ from dgn_backends.testing_checks import (
     check_chunks,
     check_description,
     check_interleaved,
-    check_kv_accounting,
     check_large_values,
-    check_limits,
     check_reference,
     check_rollback,
     check_row_invariance,
     check_split,
 )
 from dgn_backends.testing_kit import Bench, ConformanceError, MemoryMeter
+from dgn_backends.testing_limits import check_kv_accounting, check_limits
 from dgn_backends.testing_memory import check_kv_in_place, check_no_repeat, check_small_masks
 
 __all__ = ["CHECKS", "TOLERANCE", "ConformanceError", "check_backend"]
