@@ -112,6 +112,8 @@ esac
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@" </dev/null >&2 9<&-; }
 pip install -q "pip==$pip_version"
 pip install --constraint constraints.txt --build-constraint constraints.txt "$@"
+# trio has types of its own; the stubs of trio-typing, which py-libp2p requires, are years older and hide them.
+rm -rf .venv/lib/python3*/site-packages/trio-stubs
 echo "$kind $wanted $root" >$stamp
 rm -f $marker
 say "installed"
