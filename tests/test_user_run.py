@@ -21,7 +21,6 @@ from user_kit import (
     ANSWER,
     BOS,
     EMOJI,
-    EOS,
     IM_END,
     IM_START,
     Dgnctl,
@@ -204,7 +203,7 @@ def test_stops(ctl: Dgnctl, options: list[str], text: str, ids: str | None) -> N
     """The stop is not shown, nor anything after it; its tokens are among the ids."""
     found = ctl.json("run", "--model", "talk", *options, "hello")
     assert found["text"] == text
-    assert found["token_ids"] == ([*byte_ids(ANSWER), EOS] if ids is None else byte_ids(ids))
+    assert found["token_ids"] == ([*byte_ids(ANSWER), IM_END] if ids is None else byte_ids(ids))
     assert found["finish_reason"] == "stop"
 
 
@@ -214,12 +213,12 @@ def test_a_stop_may_lie_within_a_character(ctl: Dgnctl) -> None:
     assert found["token_ids"] == byte_ids("😀")[:3]
     assert "😀" not in found["text"]
     whole = ctl.run("A", "--model", "talk")
-    assert (whole["text"], whole["token_ids"]) == (EMOJI, [*byte_ids(EMOJI), EOS])
+    assert (whole["text"], whole["token_ids"]) == (EMOJI, [*byte_ids(EMOJI), IM_END])
 
 
 def test_eos_is_among_the_ids_and_not_in_the_text(ctl: Dgnctl) -> None:
     found = ctl.json("run", "--model", "talk", "hello")
-    assert found["token_ids"][-1] == EOS
+    assert found["token_ids"][-1] == IM_END
     assert (found["text"], found["finish_reason"]) == (ANSWER, "stop")
 
 

@@ -19,7 +19,7 @@ from tiny_llama import SPECIAL_TOKENS, VOCAB_SIZE, TinyLlama, make_tiny_llama, r
 from dgn_backends.weights import HEAD
 from dgnctl.cli import run_command
 
-BOS, EOS, IM_START, IM_END = 1, 2, 3, 4
+BOS, IM_START, IM_END = 1, 3, 4
 EMBEDDING = "model.embed_tokens.weight"
 
 #: What a scripted model says after a line break, which ends every ChatML prompt for an answer.
@@ -46,9 +46,9 @@ def chat_ids(*turns: tuple[str, str]) -> list[int]:
 def scripted_model(directory: Path, chains: Sequence[str] = CHAINS, **overrides: object) -> Path:
     """A model whose blocks add nothing and whose head knows each token's successor: greedy text is known.
 
-    Each byte of a chain is followed by the next one; "\0" stands for eos.
+    Each byte of a chain is followed by the next one; "\0" stands for <|im_end|>, which ends answers.
     """
-    tiny = TinyLlama(hidden_size=96, **overrides)  # type: ignore[arg-type]  # names are checked by TinyLlama
+    tiny = TinyLlama(hidden_size=96, eos=[2, IM_END], **overrides)  # type: ignore[arg-type]  # names are checked by TinyLlama
     make_tiny_llama(directory, tiny)
     weights = random_weights(directory, tiny)
     for name, array in weights.items():
@@ -59,7 +59,7 @@ def scripted_model(directory: Path, chains: Sequence[str] = CHAINS, **overrides:
     head = np.zeros_like(weights[HEAD])
     for chain in chains:
         for token, following in itertools.pairwise(byte_ids(chain)):
-            head[EOS if following == NUL else following] += weights[EMBEDDING][token]
+            head[IM_END if following == NUL else following] += weights[EMBEDDING][token]
     weights[HEAD] = head
     write_weights(directory, weights)
     return directory

@@ -23,7 +23,15 @@ from dgnctl.terminal import Screen, ending_signals, kept_settings, open_screen
 from dgnctl.token_file import read_ids, write_ids
 from dgnd.control import api
 from dgnd.control.client import ControlClient
-from dgnd.errors import BadRequest, Cancelled, DgnError, NoDaemon, NotFound, ProtocolError
+from dgnd.errors import (
+    BadRequest,
+    Cancelled,
+    ContextExceeded,
+    DgnError,
+    NoDaemon,
+    NotFound,
+    ProtocolError,
+)
 
 _LEAVE_S: Final = 2.0  #: for dgnd to forget the session at the end
 
@@ -98,6 +106,8 @@ class Conversation:
             self._lost = True
             self._client.close()
             self._show(error)
+        except ContextExceeded as error:
+            self._show(error, "; type clear to start anew" if self._screen.interactive else "")
         except DgnError as error:
             self._show(error)
         except KeyboardInterrupt:  # a second one, or one while waiting for something else than an answer
@@ -105,9 +115,9 @@ class Conversation:
             self._show(Cancelled("interrupted"))
         return self._code != EXIT_INTERRUPTED or self._screen.interactive
 
-    def _show(self, error: DgnError) -> None:
+    def _show(self, error: DgnError, advice: str = "") -> None:
         self._code = error.exit_code
-        click.echo(f"dgnctl: {printable(error.message)}", err=True)
+        click.echo(f"dgnctl: {printable(error.message)}{advice}", err=True)
 
     def _do(self, line: chat_line.Line | None) -> bool:
         match line:
