@@ -264,7 +264,7 @@ class MuxedConnection:
         try:
             async with self._write_lock:
                 await self._send(self._yamux.data_to_send())
-            await self.tcp.finish()
+                await self.tcp.finish()  # in the lock: a write meanwhile is an error of the socket's
         except IOException:
             pass  # it was over already
 
