@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from dgnd.errors import ProtocolError
-from dgnd.wire.codec import WORKER, FrameDecoder, encode
+from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Failure,
@@ -175,7 +175,7 @@ class WorkerHandle:
     async def _send_all(self, stream: trio.SocketStream, receive: trio.MemoryReceiveChannel[Frame]) -> None:
         try:
             async for frame in receive:
-                for part in encode(frame):
+                for part in encode_for_stream(frame):
                     await stream.send_all(part)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the reader sees the EOF and says why

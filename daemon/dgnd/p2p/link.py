@@ -32,7 +32,6 @@ from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessa
 log = logging.getLogger("dgnd.p2p")
 
 DUPLICATE = "there is another connection"
-_SMALL = 64 * 1024  # head and payload below this go out as one piece
 
 
 class Link:
@@ -285,9 +284,7 @@ class Link:
         await self._write(frame, negotiate.BULK if bulk else negotiate.CONTROL)
 
     async def _write(self, frame: Frame, protocol: str) -> None:
-        pieces = codec.encode(frame, self._settings.limits)
-        if len(pieces) > 1 and sum(map(len, pieces)) <= _SMALL:
-            pieces = [b"".join(pieces)]
+        pieces = codec.encode_for_stream(frame, self._settings.limits)
         try:
             async with self._locks[protocol]:
                 with trio.CancelScope(shield=True):

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from dgn_backends.errors import DgnError
-from dgnd.wire.codec import WORKER, FrameDecoder, encode
+from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Cancel,
@@ -147,7 +147,7 @@ class WorkerProcess:
     def _write(self) -> None:
         while (frame := self._outbox.get()) is not None:
             try:
-                for part in encode(frame):
+                for part in encode_for_stream(frame):
                     self._sock.sendall(part)
             except OSError:
                 os._exit(0)
