@@ -114,6 +114,19 @@ def test_changed_ids_begin_a_branch_at_a_boundary(tokens: list[int], start: int)
     assert [first, *rest][-1].stop == len(tokens)
 
 
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=2, max_size=5))
+def test_digests_are_equal_where_the_token_ids_before_are(turns: list[list[int]]) -> None:
+    session = opened(turns[0], credits=1000)
+    seen: dict[int, list[int]] = {}
+    for turn in turns:
+        session.set_tokens(turn)
+        for frame in steps(session):
+            for position, digest in ((frame.start, frame.digest_start), (frame.stop, frame.digest_end)):
+                assert seen.setdefault(digest, turn[:position]) == turn[:position]
+    prefixes = [tuple(prefix) for prefix in seen.values()]
+    assert len(set(prefixes)) == len(prefixes)
+
+
 def test_after_a_cancel_it_goes_on_from_the_shortest_hop() -> None:
     session = opened(list(range(20)), credits=4)
     assert ranges(steps(session)) == [(0, 4), (4, 8), (8, 12), (12, 16)]
