@@ -158,19 +158,25 @@ class SessionDriver:
                 lease_s=self._lease_s,
             )
             self._host.post(hop.peer, Frame(sign_ticket(ticket, self._host.identity)))
-        waiting = {hop.hop: hop for hop in hops}
-        smallest = 1 << 16
+        try:
+            session.set_credits(await self._all_opened())
+        except BaseException:
+            self.close()  # also when cancelled: a route is open as a whole or not at all
+            raise
+
+    async def _all_opened(self) -> int:
+        """Waits until every hop said so; returns the smallest of their credits."""
+        waiting = {hop.hop: hop for hop in self.session.route}
+        credits = []
         with trio.move_on_after(OPEN_TIMEOUT_S):
             while waiting:
                 message = (await self._next()).message
-                if isinstance(message, HopOpened):
-                    waiting.pop(message.key.hop, None)
-                    smallest = min(smallest, message.credits)
+                if isinstance(message, HopOpened) and waiting.pop(message.key.hop, None) is not None:
+                    credits.append(message.credits)
         if waiting:
             silent = ", ".join(self._place(hop) for hop in waiting.values())
-            self.close()
             raise PeerError(f"no answer from {silent} for {OPEN_TIMEOUT_S:.0f} s when opening the session")
-        session.set_credits(smallest)
+        return min(credits)
 
     def close(self) -> None:
         """Frees the hops, wherever they are; those that are gone don't mind."""

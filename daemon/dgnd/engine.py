@@ -13,28 +13,23 @@ import trio
 
 from dgnd.control import api
 from dgnd.conversation import Conversation, ConversationBook
-from dgnd.driver import DriverHost, ModelIdentity, SessionDriver
+from dgnd.driver import DriverHost, SessionDriver
 from dgnd.errors import (
     BadRequest,
-    BlocksMissing,
     Cancelled,
     ContextExceeded,
     DgnError,
-    ManifestMismatch,
     NotFound,
-    NotReady,
     ShuttingDown,
     StaleState,
 )
 from dgnd.generation import Answer, requested_sampling
 from dgnd.models import LocalModel
-from dgnd.offers import OfferBook, conflict_text
-from dgnd.routing import Hop, edges, find_route
+from dgnd.navigator import Navigator
 from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey, Sampling
 
 DeltaSink = Callable[[str, list[int]], Awaitable[None]]
-_POLL_S = 0.05
 
 
 @dataclass(slots=True)
@@ -75,7 +70,7 @@ class Engine:
     """All sessions that this node is the origin of."""
 
     models: Mapping[str, LocalModel]
-    offers: OfferBook
+    navigator: Navigator
     host: DriverHost
     settings: EngineSettings
     stopping: bool = False
@@ -154,22 +149,20 @@ class Engine:
         chat = params.token_ids is None and not params.raw
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
         answer = Answer(model.text, stop, params.stop_ids, limit)
-        failed: DgnError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when, cancelled, nursery.cancel_scope)
-            try:
-                if limit > 0:
-                    await self._get_route(conversation, params.wait)
-                    clocks.prefill = trio.current_time()
-                    await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)
-            except DgnError as error:
-                failed = error
-            nursery.cancel_scope.cancel()
-        if failed is not None:
-            driver.close()
-            raise failed
+
+        async def work() -> None:
+            if limit > 0:
+                await self.navigator.ensure(driver, model, params.wait)
+                clocks.prefill = trio.current_time()
+                await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)
+
+        try:
+            await _until(cancelled, work)
+        except BaseException:
+            driver.close()  # its hops are in the middle of something; the next turn begins from the token ids
+            raise
         interrupted = not answer.done
-        if interrupted and not answer.token_ids and not clocks.prefill:
+        if interrupted and not clocks.prefill:
             raise Cancelled("cancelled before the answer began")
         if params.session is not None:
             with trio.CancelScope(shield=True):
@@ -202,64 +195,13 @@ class Engine:
                 if replayed:
                     raise
                 replayed = True  # a hop forgot the session: everything is computed again from the token ids
-                await self._open(driver, conversation.model, self.find_route(conversation.model))
+                await self.navigator.open(driver, conversation.model)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
             clocks.token()
             session.append(token)
             await on_delta(answer.push(token), [token])
-
-    # --- routes
-
-    async def _get_route(self, conversation: Conversation, wait_s: float) -> None:
-        """Keeps the session's hops if they can still be used, else opens new ones."""
-        driver, model = conversation.driver, conversation.model
-        if driver.session.route and driver.broken is None:
-            return
-        deadline = trio.current_time() + wait_s
-        while True:
-            try:
-                route = self.find_route(model)
-                await self._open(driver, model, route)
-                return
-            except (NotReady, StaleState):
-                if trio.current_time() >= deadline:
-                    raise
-            await trio.sleep(_POLL_S)
-
-    async def _open(self, driver: SessionDriver, model: LocalModel, route: tuple[Hop, ...]) -> None:
-        manifest = model.manifest
-        assert manifest is not None  # find_route made sure
-        identity = ModelIdentity(
-            name=model.name,
-            config_digest=manifest.config_digest,
-            manifest_digest=self.offers.manifests.whole_digest(model.name),
-            context=model.config.max_positions,
-        )
-        await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
-
-    def find_route(self, model: LocalModel) -> tuple[Hop, ...]:
-        """The route now; raises NotReady, BlocksMissing or ManifestMismatch."""
-        if model.problem:
-            raise NotReady(model.problem)
-        if model.manifest is None:
-            raise NotReady(f"model {model.name} is being verified: making digests of its files")
-        try:
-            route = find_route(model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me)
-        except BlocksMissing as error:
-            conflict = self.offers.manifests.conflict(model.name, [self.offers.me, *self.offers.heard])
-            if conflict is not None:
-                raise ManifestMismatch(conflict_text(model.name, conflict, self.host.peer_name)) from error
-            worker = model.worker
-            if worker is not None and not worker.ready:
-                detail = f" ({worker.detail})" if worker.detail else ""
-                raise NotReady(f"model {model.name} is {worker.state} here{detail}") from error
-            raise
-        conflict = self.offers.manifests.conflict(model.name, [hop.peer for hop in route])
-        if conflict is not None:
-            raise ManifestMismatch(conflict_text(model.name, conflict, self.host.peer_name))
-        return route
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""
@@ -303,6 +245,20 @@ class Engine:
         self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()
+async def _until(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:
+    """Does `work`, giving it up when `event` is set. Raises its DgnError as it is, in no group."""
+    failed: DgnError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        try:
+            await work()
+        except DgnError as error:
+            failed = error
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed

@@ -24,6 +24,7 @@ from dgnd.hops import HopHost, HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
+from dgnd.navigator import Navigator
 from dgnd.offers import OfferBook, conflict_text
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
@@ -101,7 +102,7 @@ class Node:
         )
         self.engine = Engine(
             models=self.models,
-            offers=self.offers,
+            navigator=Navigator(self.offers, self.names),
             host=host,
             settings=EngineSettings(config.sessions.idle_s, config.sessions.max_sessions),
         )

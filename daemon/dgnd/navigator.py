@@ -1,0 +1,80 @@
+"""Which route a session takes now, and getting it opened: between what is offered and a session's driver.
+
+Words why there is none. Knows nothing of token ids or text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import trio
+
+from dgnd.driver import ModelIdentity, SessionDriver
+from dgnd.errors import BlocksMissing, ManifestMismatch, NotReady, StaleState
+from dgnd.models import LocalModel
+from dgnd.names import Names
+from dgnd.offers import OfferBook, conflict_text
+from dgnd.routing import Hop, edges, find_route
+
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Navigator:
+    """Routes for sessions of this origin."""
+
+    offers: OfferBook
+    names: Names
+
+    async def ensure(self, driver: SessionDriver, model: LocalModel, wait_s: float) -> None:
+        """Keeps the session's hops if they can be used, else opens new ones, waiting as long as is asked.
+
+        Raises what `open` raises.
+        """
+        if driver.session.route and driver.broken is None:
+            return
+        deadline = trio.current_time() + wait_s
+        while True:
+            try:
+                await self.open(driver, model)
+                return
+            except (NotReady, StaleState):
+                if trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_POLL_S)
+
+    async def open(self, driver: SessionDriver, model: LocalModel) -> None:
+        """Opens the best route now; raises as `find` does, and what a hop refuses."""
+        route = self.find(model)
+        manifest = model.manifest
+        assert manifest is not None  # `find` made sure
+        identity = ModelIdentity(
+            name=model.name,
+            config_digest=manifest.config_digest,
+            manifest_digest=self.offers.manifests.whole_digest(model.name),
+            context=model.config.max_positions,
+        )
+        await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
+
+    def find(self, model: LocalModel) -> tuple[Hop, ...]:
+        """The best route now. Raises NotReady, BlocksMissing or ManifestMismatch, whichever says most."""
+        if model.problem:
+            raise NotReady(model.problem)
+        if model.manifest is None:
+            raise NotReady(f"model {model.name} is being verified: making digests of its files")
+        try:
+            route = find_route(model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me)
+        except BlocksMissing:
+            self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
+            worker = model.worker
+            if worker is not None and not worker.ready:
+                detail = f" ({worker.detail})" if worker.detail else ""
+                raise NotReady(f"model {model.name} is {worker.state} here{detail}") from None
+            raise
+        self._refuse_conflict(model, [hop.peer for hop in route])
+        return route
+
+    def _refuse_conflict(self, model: LocalModel, nodes: list[str]) -> None:
+        conflict = self.offers.manifests.conflict(model.name, nodes)
+        if conflict is not None:
+            raise ManifestMismatch(conflict_text(model.name, conflict, self.names.of))
