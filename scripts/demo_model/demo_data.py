@@ -1,7 +1,7 @@
 """Questions and answers of the demo model: reads qa.toml and grammar.toml, makes paraphrases, judges answers.
 
-Knows nothing of tokens or networks. Everything drawn comes from a `random.Random` that is handed on, so a seed
-gives the same questions everywhere.
+Knows nothing of tokens or networks. All that is drawn comes from one `random.Random`: a seed gives the same
+questions everywhere.
 """
 
 from __future__ import annotations

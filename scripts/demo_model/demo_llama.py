@@ -1,7 +1,6 @@
 """A Llama small enough to train on two CPU cores: the network of the demo model, in plain torch.
 
-Parameter names are those of Hugging Face's Llama, the rotary embedding is its half-split form. Knows nothing of
-text.
+Parameter names and the half-split rotary embedding are those of Hugging Face's Llama. Knows nothing of text.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Attention(nn.Module):
         q = rotate(self.q_proj(x).view(batch, length, self.heads, -1).transpose(1, 2), cos, sin)
         k = rotate(self.k_proj(x).view(batch, length, self.kv_heads, -1).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(batch, length, self.kv_heads, -1).transpose(1, 2)
-        # Written out: on these short rows the backward pass of torch's fused CPU kernel is several times slower.
+        # Written out: on these short rows torch's fused CPU kernel is several times slower going back.
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
         scores = (q @ k.transpose(2, 3)) * self.head_dim**-0.5 + mask

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +42,8 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SEED, STEPS, TURNS_PER_BATCH, VOCAB, CUT = 1, 4000, 48, 2048, 8
-PEAK_LR, WARMUP, WEIGHT_DECAY, QUESTION_WEIGHT = 2.5e-3, 200, 0.1, 0.05
+SEED, STEPS, TURNS_PER_BATCH, VOCAB, CUT = 1, 2400, 48, 2048, 8
+PEAK_LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
 
 
 def train_tokenizer(batches: Iterator[list[Conversation]]) -> Tokenizer:
@@ -85,10 +84,10 @@ class Encoder:
         head = self._message("system", system) if system else []
         return [*head, *self._message("user", question), IM_START, *self._plain("assistant\n")]
 
-    def conversation(self, talk: Conversation) -> tuple[list[int], list[float]]:
-        """ids and, for each, the weight of the loss of predicting it."""
+    def conversation(self, talk: Conversation) -> tuple[list[int], list[bool]]:
+        """ids and, for each, whether it is to be predicted: only what the assistant says is."""
         ids: list[int] = []
-        weights: list[float] = []
+        said_by_it: list[bool] = []
         for turn, (question, intent) in enumerate(talk.turns):
             asked = self.prompt(question, talk.system if turn == 0 else "")
             said = [*self._plain(intent.answer), IM_END]
@@ -96,19 +95,20 @@ class Encoder:
             if talk.cut and turn == len(talk.turns) - 1:
                 said, newline = said[:CUT], []
             ids += asked + said + newline
-            weights += [QUESTION_WEIGHT] * len(asked) + [1.0] * len(said) + [0.0] * len(newline)
-        return ids, weights
+            said_by_it += [False] * len(asked) + [True] * len(said) + [False] * len(newline)
+        return ids, said_by_it
 
     def batch(self, talks: list[Conversation]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[conversations, positions] ids, padded at the right, and loss weights (f32)."""
+        """[conversations, positions] ids, padded at the right, and which are to be predicted (bool)."""
         rows = [self.conversation(talk) for talk in talks]
-        length = max(len(ids) for ids, _ in rows)
+        # Few different lengths: torch keeps buffers and kernels for each.
+        length = -(-max(len(ids) for ids, _ in rows) // 16) * 16 + 1
         ids = torch.zeros(len(rows), length, dtype=torch.long)
-        weights = torch.zeros(len(rows), length)
-        for at, (row, weight) in enumerate(rows):
+        wanted = torch.zeros(len(rows), length, dtype=torch.bool)
+        for at, (row, said_by_it) in enumerate(rows):
             ids[at, : len(row)] = torch.tensor(row)
-            weights[at, : len(row)] = torch.tensor(weight)
-        return ids, weights
+            wanted[at, : len(row)] = torch.tensor(said_by_it)
+        return ids, wanted
 
 
 def accuracy(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -> tuple[float, list[str]]:
@@ -124,10 +124,14 @@ def accuracy(model: Llama, tokenizer: Tokenizer, pairs: list[tuple[str, str]]) -
     return 1 - len(wrong) / len(pairs), wrong
 
 
-def parameter_groups(model: Llama) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
+def optimizers(model: Llama) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices of the blocks, AdamW for the embedding and the norms."""
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    rest = [p for name, p in model.named_parameters() if p.dim() < 2 or "embed" in name]
+    return (
+        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    )
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -194,7 +198,7 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=TARGET)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="the bits depend on it")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -206,7 +210,7 @@ def main() -> None:
     encoder = Encoder(tokenizer)
     model = Llama(Shape(vocab_size=tokenizer.get_vocab_size()))
     count = sum(p.numel() for p in model.parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(model), lr=PEAK_LR, betas=(0.9, 0.98), fused=True)
+    both = optimizers(model)
     dev = load_questions(HERE / "dev.tsv")
     print(f"{count:,} parameters, vocabulary {tokenizer.get_vocab_size()}", flush=True)
 
@@ -219,17 +223,19 @@ def main() -> None:
             for question, _ in talk.turns:
                 digest.update(question.encode() + b"\n")
                 asked += 1
-        ids, weights = encoder.batch(talks)
+        ids, wanted = encoder.batch(talks)
+        wanted = wanted[:, 1:]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model.logits(model.hidden(ids[:, :-1]))
-        losses = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        loss = (losses * weights[:, 1:].flatten()).sum() / TURNS_PER_BATCH
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            logits = model.logits(model.hidden(ids[:, :-1])[wanted])
+        loss = F.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="sum") / TURNS_PER_BATCH
+        for optimizer in both:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps)
-        optimizer.step()
+        for optimizer in both:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, args.steps)
+            optimizer.step()
         total += loss.item()
         if (step + 1) % 100 == 0:
             point = {
@@ -249,7 +255,8 @@ def main() -> None:
     dev_accuracy, dev_wrong = accuracy(model, tokenizer, dev)
     held_out_accuracy, wrong = accuracy(model, tokenizer, held_out)
     report = {
-        "command": f"python scripts/demo_model/train.py --seed {args.seed} --steps {args.steps}",
+        "command": "python scripts/demo_model/train.py"
+        f" --seed {args.seed} --steps {args.steps} --threads {args.threads}",
         "seed": args.seed,
         "steps": args.steps,
         "turns_per_step": TURNS_PER_BATCH,
