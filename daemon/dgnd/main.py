@@ -36,7 +36,7 @@ def cli(context: click.Context, config: Path | None, socket: Path | None) -> Non
     if context.invoked_subcommand is None:
         from dgnd.app import run
 
-        run(load_config(config or DEFAULT_CONFIG), socket)
+        run(load_config(_named(config)), socket)
 
 
 @cli.command()
@@ -66,7 +66,7 @@ def check(group_config: Path | None, config: Path | None) -> None:
     """Checks a configuration and its models, and prints who holds what, without loading anything."""
     from dgnd.plan import format_plan, make_plan
 
-    path = config or group_config or DEFAULT_CONFIG
+    path = _named(config or group_config)
     plans = make_plan(load_config(path))
     click.echo(format_plan(plans))
     absent = [f"{plan.path / file}" for plan in plans for file in plan.absent]
@@ -74,10 +74,16 @@ def check(group_config: Path | None, config: Path | None) -> None:
         raise ConfigError(f"{path}: this node needs files that are not here: {', '.join(absent)}")
 
 
+def _named(config: Path | None) -> Path:
+    if config is None and not DEFAULT_CONFIG.exists():
+        raise ConfigError(f"there is no {DEFAULT_CONFIG}; name a configuration with --config FILE")
+    return config or DEFAULT_CONFIG
+
+
 def main() -> None:
     """The entry point: runs the command; an error of ours is one line on stderr and its exit code."""
     try:
-        cli()
+        cli(prog_name="dgnd")
     except DgnError as error:
         prefix = "" if "line" in error.data else "dgnd: "  # file:line:column stands first, for editors
         click.echo(prefix + error.message, err=True)

@@ -32,6 +32,13 @@ log = logging.getLogger("dgnd.models")
 def model_path(name: str, section: ModelSection) -> Path:
     """Where a model is: its `path`, or the model bundled under its name. Raises ConfigError."""
     if section.path is not None:
+        try:
+            (section.path / "config.json").stat()
+        except OSError as error:
+            raise ConfigError(
+                f'model "{name}": {section.path / "config.json"}: {error.strerror or error}; '
+                "a model is a directory in Hugging Face's layout"
+            ) from None
         return section.path
     bundled = bundled_model(name)
     if bundled is None:

@@ -19,7 +19,7 @@ from dgnd.blocksmap import BlocksMap
 from dgnd.config.load import LoadedConfig
 from dgnd.driver import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
-from dgnd.errors import ShuttingDown
+from dgnd.errors import ConfigError, ShuttingDown
 from dgnd.hops import HopHost, HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
@@ -258,4 +258,10 @@ class Node:
 
 
 def _read_models(loaded: LoadedConfig) -> dict[str, LocalModel]:
-    return {name: read_model(name, section, ()) for name, section in loaded.config.models.items()}
+    models = {}
+    for name, section in loaded.config.models.items():
+        try:
+            models[name] = read_model(name, section, ())
+        except ConfigError as error:
+            raise loaded.error_at(("models", name, "path"), error.message) from None
+    return models

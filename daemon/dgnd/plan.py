@@ -68,7 +68,7 @@ def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
         try:
             paths[name] = model_path(name, section)
         except ConfigError as error:
-            raise loaded.error_at(("models", name), error.message) from None
+            raise loaded.error_at(("models", name, "path"), error.message) from None
         configs[name] = read_config(paths[name])
     counts = {name: config.n_blocks for name, config in configs.items()}
     blocks = BlocksMap.build(loaded.config, counts, loaded.error_at)
