@@ -20,6 +20,9 @@ from typing import Any
 
 import psutil
 
+from dgnd.control.client import ControlClient
+from dgnd.errors import DgnError
+
 #: Deadlines of tests are generous: the machine may be busy.
 READY_S = 60.0
 POLL_S = 0.05
@@ -116,10 +119,16 @@ class TestNode:
         return self.ctl_json("run", "--raw", *options, prompt, **keywords)
 
     def wait_ready(self, state: str = "ready", timeout: float = READY_S) -> None:
-        """Waits until `dgnctl status` says so."""
-        self.wait_for(
-            lambda: self.ctl_json("status", check=False).get("state") == state, timeout, f"state {state}"
-        )
+        """Waits until the daemon's status says so."""
+        self.wait_for(lambda: self.state() == state, timeout, f"state {state}")
+
+    def state(self) -> str | None:
+        """The state in its status, asked without a process of dgnctl; None where nothing answers."""
+        try:
+            with ControlClient(self.socket) as client:
+                return str(client.call("status").state)
+        except DgnError:
+            return None
 
     def wait_for(self, condition: Any, timeout: float = READY_S, what: str = "condition") -> None:
         """Waits until `condition()` is true."""
