@@ -137,23 +137,23 @@ class WorkerHandle:
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
         decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
-        while True:
-            with trio.move_on_after(_SILENT_S) as silence:
+        with trio.move_on_after(_SILENT_S) as silence:
+            while True:
                 try:
                     data = await stream.receive_some(_READ_BYTES)
                 except trio.BrokenResourceError:
                     return False
-            if silence.cancelled_caught:
-                return True
-            if not data:
-                return False
-            try:
-                decoder.receive_data(data)
-                while (frame := decoder.next_frame()) is not None:
-                    self._take(frame)
-            except ProtocolError as error:
-                self._failure = f"sent what is no frame: {error.message}"
-                return False
+                if not data:
+                    return False
+                silence.deadline = trio.current_time() + _SILENT_S
+                try:
+                    decoder.receive_data(data)
+                    while (frame := decoder.next_frame()) is not None:
+                        self._take(frame)
+                except ProtocolError as error:
+                    self._failure = f"sent what is no frame: {error.message}"
+                    return False
+        return True
 
     def _take(self, frame: Frame) -> None:
         match frame.message:

@@ -25,6 +25,7 @@ from dgnd.p2p.muxer import MuxStream
 from dgnd.p2p.outbox import QUEUED, Outbox
 from dgnd.p2p.owner import LinkOwner
 from dgnd.p2p.settings import NetworkSettings
+from dgnd.p2p.write_lock import WriteLock
 from dgnd.wire import codec
 from dgnd.wire.limits import tag_of
 from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessage, Ping, Pong
@@ -54,7 +55,7 @@ class Link:
         self._owner = owner
         self._chooser = me < connection.peer_id
         self._streams: dict[str, MuxStream] = {}
-        self._locks = {negotiate.CONTROL: trio.Lock(), negotiate.BULK: trio.Lock()}
+        self._locks = {negotiate.CONTROL: WriteLock(), negotiate.BULK: WriteLock()}
         self._streams_ready = trio.Event()
         self._their_hello = trio.Event()
         self._said: Hello | None = None

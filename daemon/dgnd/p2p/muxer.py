@@ -16,6 +16,7 @@ from libp2p.io.exceptions import ConnectionClosedError, IOException
 from dgnd.errors import ProtocolError
 from dgnd.p2p.noise import FastSession
 from dgnd.p2p.tcp import TcpStream
+from dgnd.p2p.write_lock import WriteLock
 from dgnd.p2p.yamux import (
     INITIAL_WINDOW,
     Ended,
@@ -134,7 +135,7 @@ class MuxedConnection:
         self.tcp = tcp
         self._yamux = Yamux(dialer, limits)
         self._streams: dict[StreamState, MuxStream] = {}
-        self._write_lock = trio.Lock()
+        self._write_lock = WriteLock()
         self._wanted = trio.Event()
         self._slice = FIRST_SLICE
         self.closed = False
