@@ -27,7 +27,8 @@ from dgnd.node import Node, NodeIdentity
 log = logging.getLogger("dgnd")
 
 LOCK_FILE = "lock"
-_POLL_S = 0.1
+_POLL_S = 0.1  #: of the state while starting
+_STEADY_POLL_S = 1.0  #: once ready: what it costs is spent for as long as the daemon runs
 
 
 def run(loaded: LoadedConfig, socket: Path | None) -> None:
@@ -103,7 +104,7 @@ async def _tell_service_manager(node: Node) -> None:
         elif state != told:
             sdnotify.status(state)
         told = state
-        await trio.sleep(_POLL_S)
+        await trio.sleep(_STEADY_POLL_S if ready else _POLL_S)
 
 
 def _own_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[DgnError]:
