@@ -46,8 +46,8 @@ def ctl(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> dict[str, Dgnctl
 
 
 def own_worker_ready(node: TestNode) -> bool:
-    status = node.ctl_json("status", check=False)
-    return [worker["state"] for worker in status.get("workers", [])] == ["ready"]
+    """Loaded, and its files known by digest."""
+    return node.ctl_json("status", check=False).get("state") in ("ready", "degraded")
 
 
 def peer(node: TestNode, other: TestNode) -> Any:
@@ -69,7 +69,11 @@ def test_one_lists_the_other_who_does_not(cluster: Cluster, ctl: dict[str, Dgnct
     said = f"b closed the connection: it probably doesn't list this node; run there: {line}"
     assert refused["detail"] == said
     assert said in ctl["a"]("peers")[1]
-    assert a.ctl_json("status")["missing"] == {"m": "3,head"}
+    a.wait_for(lambda: a.ctl_json("status")["missing"] == {"m": "3,head"}, what="all but b")
+    assert said in a.ctl_json("status")["notes"]
+    assert a.address in ctl["a"]("status")[1]  # whole, to be copied
+    assert "b refused this node" in ctl["a"].error("run", "hello")["message"]
+    assert "1 turned away here" in ctl["b"]("status")[1]
 
     (record,) = b.ctl_json("peers", "--refused")
     assert record["id"] == a.peer_id
@@ -185,7 +189,8 @@ def test_the_map_shows_where_my_rows_and_live_offers_differ(cluster: Cluster, ct
     (line,) = [line for line in shown.splitlines() if line.split()[:2] == ["m", "c"]]
     assert line.split()[2:] == ["2", "1-2", "differs", "from", "this", "map"]
     # c's word counts: with b away, block 2 is there, and 3 is not
-    assert a.ctl_json("map")["missing"] == a.ctl_json("status")["missing"] == {"m": "3,head"}
+    a.wait_for(lambda: a.ctl_json("status")["missing"] == {"m": "3,head"}, what="all but b")
+    assert a.ctl_json("map")["missing"] == {"m": "3,head"}
 
 
 @pytest.mark.parametrize(("name", "missing"), [("a", ""), ("b", "embed,0-1"), ("c", "embed,0,3,head")])

@@ -75,7 +75,7 @@ def width() -> int:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "") -> str:
-    """Aligned columns; the last one is wrapped to fit the width. Ends with a newline."""
+    """Aligned columns; the last one is wrapped to fit the width, but long words stay whole, to be copied."""
     import textwrap  # `dgnctl --help` does without
 
     lines = [list(headers), *([printable(cell).replace("\n", " ") for cell in row] for row in rows)]
@@ -84,7 +84,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "
     out = []
     for line in lines:
         lead = indent + "".join(cell.ljust(size) + "  " for cell, size in zip(line, widths, strict=False))
-        last = textwrap.wrap(line[-1], max(20, width() - used), break_on_hyphens=False) or [""]
+        room = max(20, width() - used)
+        last = textwrap.wrap(line[-1], room, break_on_hyphens=False, break_long_words=False) or [""]
         out.append((lead + last[0]).rstrip())
         out.extend(" " * used + more for more in last[1:])
     return "\n".join(out) + "\n"

@@ -142,6 +142,8 @@ class OfferBook:
         for model in self._models.values():
             if model.problem:
                 lines.append(model.problem)
+            elif model.manifest is None:
+                lines.append(f"model {model.name} is being verified: making digests of its files")
             everyone = [self.me, *self.heard]
             conflict = self.manifests.conflict(model.name, everyone)
             if conflict is not None:

@@ -17,7 +17,7 @@ from dgnd.blocksmap import BlocksMap
 from dgnd.cache_view import cache_entries
 from dgnd.control import api
 from dgnd.engine import DeltaSink, Engine
-from dgnd.errors import ModelError, NotFound
+from dgnd.errors import BlocksMissing, ModelError, NotFound
 from dgnd.hops import HopServer
 from dgnd.map_view import map_rows
 from dgnd.models import LocalModel
@@ -25,6 +25,7 @@ from dgnd.names import Names
 from dgnd.offers import OfferBook
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
+from dgnd.peer_notes import away_notes, who_should_serve
 
 
 @dataclass(slots=True)
@@ -74,7 +75,11 @@ class NodeService:
             workers=[self._worker(model) for model in self.models.values() if model.worker is not None],
             missing=self._missing(),
             sessions=self._sessions(),
-            notes=self.offers.problems(self.names.of) + self._relay_notes(),
+            notes=[
+                *self.offers.problems(self.names.of),
+                *away_notes(self.network.peers(), len(self.network.refusals())),
+                *self._relay_notes(),
+            ],
         )
 
     def _missing(self) -> dict[str, str]:
@@ -228,7 +233,15 @@ class NodeService:
         self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
     ) -> api.GenerateResult:
         """One answer."""
-        return await self.engine.generate(params, on_delta, cancelled)
+        try:
+            return await self.engine.generate(params, on_delta, cancelled)
+        except BlocksMissing as error:
+            model = self.engine.model(params.model).name
+            missing = self._missing().get(model)
+            if not missing:  # they have come meanwhile
+                raise
+            who = who_should_serve(missing, model, self.blocks, self.names, self.network.peers())
+            raise BlocksMissing(f"{error.message}: {who}", **error.data) from error
 
     async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:
         """Text to token ids."""
