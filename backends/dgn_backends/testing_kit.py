@@ -62,7 +62,13 @@ MODELS: dict[str, TinyLlama] = {
         tokenizer=False,
     ),
     "much-kv": TinyLlama(
-        hidden_size=32, n_blocks=1, n_heads=1, n_kv_heads=1, head_dim=1024, max_positions=8192, tokenizer=False
+        hidden_size=32,
+        n_blocks=1,
+        n_heads=1,
+        n_kv_heads=1,
+        head_dim=1024,
+        max_positions=8192,
+        tokenizer=False,
     ),
     "many-heads": TinyLlama(
         hidden_size=32, n_blocks=1, n_heads=8, n_kv_heads=1, head_dim=128, max_positions=8192, tokenizer=False

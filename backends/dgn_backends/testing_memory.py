@@ -2,8 +2,11 @@
 step.
 
 Each model makes one thing large (see `testing_kit.MODELS`) so that the mistake that is looked for takes
-several times the memory that is allowed. What is measured is done once before, so that code and kernels that
-are used for the first time do not count. Knows nothing of how a backend stores anything."""
+several times the memory that is allowed. Each is measured several times, since
+allocators, and code that is used for the first time, take memory too.
+
+Knows nothing of how a backend stores anything.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,24 @@ _MIB = 1 << 20
 
 
 def check_kv_in_place(bench: Bench) -> None:
-    """A sequence that grows takes its KV once. Where growing copies, old and new exist together for a
-    moment, and that shows in the most memory ever held."""
+    """A step appends to a long sequence's KV without making any of it anew: while a copy is made, old and
+    new exist together, at every step."""
     runner = bench.load("much-kv")
-    ids = bench.ids("much-kv", _POSITIONS)
-    bench.run(runner, ids[:1024], [16])
-    runner.open(1, runner.span, _POSITIONS)
-    meter = MemoryMeter()
-    for start in range(0, _POSITIONS, 16):
-        bench.forward(runner, [step_of(runner.span, 1, start, ids[start : start + 16])])
-    taken, kv_bytes = meter.peak(), runner.kv_bytes()
-    allowed = kv_bytes + kv_bytes // 5 + 3 * _MIB // 2
+    ids = bench.ids("much-kv", _POSITIONS + 9)
+    runner.open(1, runner.span, len(ids))
+    for start in range(0, _POSITIONS, 64):
+        bench.forward(runner, [step_of(runner.span, 1, start, ids[start : start + 64])])
+    taken: list[int] = []
+    for position in range(_POSITIONS, len(ids)):
+        kv_bytes = runner.kv_bytes()
+        meter = MemoryMeter()
+        bench.forward(runner, [step_of(runner.span, 1, position, ids[position : position + 1])])
+        taken.append(meter.peak() - (runner.kv_bytes() - kv_bytes))
+    usual = sorted(taken)[len(taken) // 2]
+    allowed = runner.kv_bytes_per_position * _POSITIONS // 3
     bench.require(
-        taken <= allowed,
-        f"growing to {_POSITIONS} positions took {taken:,} bytes, of which {kv_bytes:,} are KV; "
+        usual <= allowed,
+        f"a decode step took {usual:,} bytes over {runner.kv_bytes():,} bytes of KV; "
         f"at most {allowed:,} are allowed: KV pages must not be copied",
     )
     runner.close(1)
@@ -42,18 +49,18 @@ def check_no_repeat(bench: Bench) -> None:
     runner.open(1, runner.span, len(ids))
     for start in range(0, _POSITIONS, 128):
         bench.forward(runner, [step_of(runner.span, 1, start, ids[start : start + 128])])
-    bench.forward(runner, [step_of(runner.span, 1, _POSITIONS, ids[_POSITIONS : _POSITIONS + 1])])
-    runner.truncate(1, _POSITIONS)
-    kv_bytes = runner.kv_bytes()
-    meter = MemoryMeter()
+    taken: list[int] = []
     for position in range(_POSITIONS, len(ids)):
+        kv_bytes = runner.kv_bytes()
+        meter = MemoryMeter()
         bench.forward(runner, [step_of(runner.span, 1, position, ids[position : position + 1])])
-    taken = meter.peak() - (runner.kv_bytes() - kv_bytes)
+        taken.append(meter.peak() - (runner.kv_bytes() - kv_bytes))
+    usual = sorted(taken)[len(taken) // 2]
     allowed = 3 * runner.kv_bytes_per_position * _POSITIONS
     bench.require(
-        taken <= allowed,
-        f"a decode step took {taken:,} bytes over {kv_bytes:,} bytes of KV; at most {allowed:,} are allowed: "
-        "K and V must not be repeated for the heads that share them",
+        usual <= allowed,
+        f"a decode step took {usual:,} bytes over {runner.kv_bytes():,} bytes of KV; "
+        f"at most {allowed:,} are allowed: K and V must not be repeated for the heads that share them",
     )
     runner.close(1)
 
@@ -62,17 +69,17 @@ def check_small_masks(bench: Bench) -> None:
     """A long prompt in one step makes no mask and no scores of positions by positions."""
     runner = bench.load("long-prompt")
     ids = bench.ids("long-prompt", _POSITIONS)
-    for measured in (False, True):
+    tries: list[int] = []
+    for _ in range(4):
         runner.open(1, runner.span, _POSITIONS)
         step = Step(1, 0, Tensor.from_numpy(ids, "i32"), (_POSITIONS - 1,))
         meter = MemoryMeter()
         bench.forward(runner, [step])
-        if not measured:
-            runner.close(1)
-    taken, allowed = meter.peak() - runner.kv_bytes(), 13 * _MIB
+        tries.append(meter.peak() - runner.kv_bytes())
+        runner.close(1)
+    taken, allowed = min(tries), 15 * _MIB
     bench.require(
         taken <= allowed,
         f"a prompt of {_POSITIONS} positions took {taken:,} bytes beside its KV; at most {allowed:,} are "
         "allowed: masks and scores must be worked in tiles",
     )
-    runner.close(1)

@@ -17,7 +17,30 @@ from dgn_backends.torch_rows import RowTiles, pad_rows
 _QUERIES_AT_ONCE = 64
 
 
-def attend(q: torch.Tensor, kv: TorchKV, block: int, start: int, tiles: RowTiles) -> torch.Tensor:
+class PageReader:
+    """Gives a block's keys and values of a page in f32.
+
+    Where they are kept otherwise they are widened into the same two buffers every time: new ones for every
+    page would leave the allocator full of holes.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: torch.Tensor | None = None
+
+    def read(self, kv: TorchKV, page: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, f32 [n_kv_heads, PAGE_POSITIONS, head_dim]; valid until the next call."""
+        held = kv.pages[page][block]
+        if held.dtype == torch.float32:
+            return held[0], held[1]
+        if self._buffers is None:
+            self._buffers = torch.empty(held.shape, dtype=torch.float32, device=held.device)
+        self._buffers.copy_(held)
+        return self._buffers[0], self._buffers[1]
+
+
+def attend(
+    q: torch.Tensor, kv: TorchKV, block: int, start: int, tiles: RowTiles, reader: PageReader
+) -> torch.Tensor:
     """Attention of queries `q`, f32 [count, n_heads, head_dim], already rotated and scaled, at the
     positions from `start` on, over the keys and values up to each. Returns f32 [count, n_heads *
     head_dim]."""
@@ -26,7 +49,7 @@ def attend(q: torch.Tensor, kv: TorchKV, block: int, start: int, tiles: RowTiles
     done = 0
     for rows in tiles.split(count) if tiles.sizes else _chunks(count):
         here = q[done : done + rows]
-        outputs.append(_attend_tile(pad_rows(here, rows), kv, block, start + done)[: here.shape[0]])
+        outputs.append(_attend_tile(pad_rows(here, rows), kv, block, start + done, reader)[: here.shape[0]])
         done += rows
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -35,7 +58,7 @@ def _chunks(count: int) -> list[int]:
     return [min(_QUERIES_AT_ONCE, count - done) for done in range(0, count, _QUERIES_AT_ONCE)]
 
 
-def _attend_tile(q: torch.Tensor, kv: TorchKV, block: int, first: int) -> torch.Tensor:
+def _attend_tile(q: torch.Tensor, kv: TorchKV, block: int, first: int, reader: PageReader) -> torch.Tensor:
     """`attend` for one tile of queries at positions `first` onwards. Rows of padding lie after the real
     ones, and see whatever is there; nobody looks at them."""
     count, n_heads, head_dim = q.shape
@@ -44,12 +67,11 @@ def _attend_tile(q: torch.Tensor, kv: TorchKV, block: int, first: int) -> torch.
     n_pages = min(-(-(first + count) // PAGE_POSITIONS), len(kv.pages))
     peak = total = mixed = None
     for index in range(n_pages):
-        page = kv.pages[index][block]
-        scores = torch.bmm(grouped, page[0].float().transpose(1, 2))  # [n_kv_heads, count * group, PAGE]
+        keys, values = reader.read(kv, index, block)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))  # [n_kv_heads, count * group, PAGE]
         if (index + 1) * PAGE_POSITIONS > first + 1:
             _mask_future(scores, count, first, index * PAGE_POSITIONS)
         here = scores.amax(-1, keepdim=True)
-        values = page[1].float()
         if peak is None or total is None or mixed is None:
             peak = here
             weights = scores.sub_(peak).exp_()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dgn_backends.model import BlockSpec
-from dgn_backends.torch_attention import attend
+from dgn_backends.torch_attention import PageReader, attend
 from dgn_backends.torch_kv import TorchKV
 from dgn_backends.torch_linear import Linear
 from dgn_backends.torch_rows import RowTiles
@@ -47,6 +47,7 @@ class Rows:
     cos: torch.Tensor
     sin: torch.Tensor
     tiles: Tiles
+    reader: PageReader
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -115,7 +116,9 @@ class TorchBlock:
             here = slice(segment.first, segment.first + segment.count)
             block = self.number - segment.kv_block_offset
             segment.kv.write(block, segment.start, keys[here], v[here])
-            mixed[here] = attend(queries[here], segment.kv, block, segment.start, rows.tiles.attention)
+            mixed[here] = attend(
+                queries[here], segment.kv, block, segment.start, rows.tiles.attention, rows.reader
+            )
         return self.out(mixed, rows.tiles.linear)
 
     def _down_f16(self, gate: torch.Tensor, up: torch.Tensor, tiles: RowTiles) -> torch.Tensor:

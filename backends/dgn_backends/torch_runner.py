@@ -17,6 +17,7 @@ from dgn_backends.rope import angles, cos_sin
 from dgn_backends.span import Span
 from dgn_backends.step_check import check_step
 from dgn_backends.tensor import DType, Tensor
+from dgn_backends.torch_attention import PageReader
 from dgn_backends.torch_block import Rows, Segment, Tiles, rms_norm
 from dgn_backends.torch_kv import TorchKV
 from dgn_backends.torch_load import TORCH_DTYPES, SpanWeights
@@ -57,6 +58,7 @@ class TorchRunner:
         self._device = placement.device
         self._torch_dtype = TORCH_DTYPES[placement.dtype]
         self._tiles = placement.tiles
+        self._reader = PageReader()
         self._sequences: dict[int, _Sequence] = {}
         block = config.block
         per_block = 2 * block.n_kv_heads * block.head_dim * self._torch_dtype.itemsize
@@ -166,7 +168,7 @@ class TorchRunner:
             pad_rows(torch.from_numpy(np.concatenate(table)), padded).to(self._device)[:, None]
             for table in zip(*tables, strict=True)
         )
-        return Rows(segments, cos, sin, self._tiles)
+        return Rows(segments, cos, sin, self._tiles, self._reader)
 
     def _logits(self, x: torch.Tensor, steps: Sequence[Step], rows: Rows) -> dict[int, StepOutput]:
         assert self._weights.head is not None
