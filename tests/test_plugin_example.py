@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, Row
 from tiny_llama import make_tiny_llama
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,3 +92,31 @@ def test_it_is_listed_and_computes_a_span(installed: dict[str, str], tmp_path: P
 
 def test_it_conforms(installed: dict[str, str]) -> None:
     python(installed, CONFORM)
+
+
+def test_reference_plugin_and_torch_serve_one_model_together(
+    installed: dict[str, str], tmp_path: Path
+) -> None:
+    """Three daemons, a backend each; the ids are those of the reference alone."""
+    pytest.importorskip("torch")
+    model = str(make_tiny_llama(tmp_path / "model", n_blocks=6, max_positions=256))
+    backends = {"a": "reference", "b": "example", "c": "torch"}
+    rows = [Row("a", "embed,0-1"), Row("b", "2-3"), Row("c", "4-5,head"), Row("a", "embed,0-5,head", "alone")]
+    with Cluster(tmp_path / "nodes", None) as cluster:
+        for name in backends:
+            cluster.add(name)
+        cluster.nodes["b"].extra_env["PYTHONPATH"] = installed["PYTHONPATH"]
+        for name, backend in backends.items():
+            peers = [other for other in backends if other != name]
+            mixed, alone = {"path": model, "backend": backend}, {"path": model, "backend": "reference"}
+            cluster.configure(name, rows, peers, models={"m": mixed, "alone": alone})
+        cluster.start()
+        (worker,) = cluster.nodes["b"].ctl_json("status")["workers"]
+        assert (worker["backend"], worker["state"]) == ("example", "ready")
+        for prompt in ("one", "another prompt"):
+            answers = [
+                cluster.nodes["a"].run(prompt, "--model", name, "--max-tokens", "60")
+                for name in ("m", "alone")
+            ]
+            assert answers[0]["token_ids"] == answers[1]["token_ids"]
+            assert [hop["name"] for hop in answers[0]["route"]] == ["a", "b", "c"]
