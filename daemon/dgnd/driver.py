@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from dgnd.errors import DgnError, PeerError, PeerGone, StaleState, error_from
+from dgnd.errors import DgnError, PeerError, PeerGone, ProtocolError, StaleState, error_from
 from dgnd.identity import Identity
 from dgnd.routing import Edge, Hop
 from dgnd.session import OriginSession, RouteHop
@@ -39,6 +39,8 @@ OPEN_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 2.0
 #: Without any sign of progress of a step for this long the answer ends with an error.
 STEP_TIMEOUT_S = 120.0
+#: Frames of one session that may wait for it here; credits keep an honest hop far below.
+MAX_WAITING = 1024
 #: Positions of a prompt in one step.
 MAX_CHUNK = 128
 
@@ -93,8 +95,14 @@ class SessionDriver:
         elif isinstance(message, TokenFrame | Credit):
             now = (self.session.branch, self.session.route_number)
             if hop is self.session.head and (message.branch, message.route) == now:
-                self._send.send_nowait(frame)
+                self._queue(hop, frame)
         elif isinstance(message, HopOpened | HopLength):
+            self._queue(hop, frame)
+
+    def _queue(self, hop: RouteHop, frame: Frame) -> None:
+        if self._send.statistics().current_buffer_used >= MAX_WAITING:
+            self.fail(ProtocolError(f"{self._place(hop)} sends answers that nobody asked for"))
+        elif self.broken is None:
             self._send.send_nowait(frame)
 
     def peer_down(self, peer: str, why: str) -> None:
@@ -171,7 +179,9 @@ class SessionDriver:
         with trio.move_on_after(OPEN_TIMEOUT_S):
             while waiting:
                 message = (await self._next()).message
-                if isinstance(message, HopOpened) and waiting.pop(message.key.hop, None) is not None:
+                if isinstance(message, HopOpened) and (hop := waiting.pop(message.key.hop, None)) is not None:
+                    if message.credits < 1:
+                        raise PeerError(f"{self._place(hop)} opened the session without room for a step")
                     credits.append(message.credits)
         if waiting:
             silent = ", ".join(self._place(hop) for hop in waiting.values())

@@ -20,6 +20,7 @@ from dgnd.errors import (
     ContextExceeded,
     DgnError,
     NotFound,
+    ProtocolError,
     ShuttingDown,
     StaleState,
 )
@@ -199,6 +200,8 @@ class Engine:
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
+            if not 0 <= token < conversation.model.config.vocab_size:
+                raise ProtocolError(f"the hop with the head sent token id {token}, which is in no vocabulary")
             clocks.token()
             session.append(token)
             await on_delta(answer.push(token), [token])

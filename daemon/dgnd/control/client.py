@@ -229,13 +229,18 @@ class GenerateStream:
 def _connect(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(CONNECT_TIMEOUT_S)
-    try:
-        sock.connect(str(path))
-    except OSError as error:
-        sock.close()
-        raise _why_not(path, error) from None
-    sock.settimeout(None)
-    return sock
+    deadline = time.monotonic() + CONNECT_TIMEOUT_S
+    while True:
+        try:
+            sock.connect(str(path))
+        except OSError as error:
+            if isinstance(error, BlockingIOError) and time.monotonic() < deadline:
+                time.sleep(0.02)  # many are waiting to be accepted: the kernel's queue is full for a moment
+                continue
+            sock.close()
+            raise _why_not(path, error) from None
+        sock.settimeout(None)
+        return sock
 
 
 def _why_not(path: Path, error: OSError) -> DgnError:
