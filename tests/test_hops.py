@@ -13,7 +13,8 @@ import pytest
 
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import Tensor
-from dgnd.hops import HopHost, HopServer
+from dgnd.admission import HopHost
+from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.digest import PrefixDigests

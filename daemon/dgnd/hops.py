@@ -8,13 +8,13 @@ sampling.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 
-from dgn_backends.span import Span, SpanSyntaxError, parse_spans
+from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
+from dgnd.admission import Admission, HopHost, claimed_key
 from dgnd.errors import (
     DgnError,
     LimitError,
@@ -27,7 +27,6 @@ from dgnd.errors import (
 )
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
-from dgnd.wire.limits import check_fields
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -53,23 +52,6 @@ QUIET_S = 1.0
 
 
 @dataclass(slots=True)
-class HopHost:
-    """What the hop server needs of the node around it. None of these may block."""
-
-    me: str
-    now: Callable[[], float]
-    post: Callable[[str, Frame], None]
-    is_up: Callable[[str], bool]  #: a peer that frames can reach now; this node itself always
-    is_allowed: Callable[[str], bool]  #: a peer of the configuration, or this node itself
-    #: (model, origin, config digest, manifest digest) -> why that origin's model is not ours, or None
-    refuses_model: Callable[[str, str, str, str | None], str | None]
-    loaded_spans: Callable[[str], Iterable[Span]]  #: of a model, those that compute now
-    to_worker: Callable[[str, Frame], bool]  #: False when the model's worker is not there
-    n_blocks: Callable[[str], int]
-    context: Callable[[str], int]  #: of a model, the positions that it can hold
-
-
-@dataclass(slots=True)
 class Hop:
     """One session's hop here."""
 
@@ -89,8 +71,7 @@ class HopServer:
     def __init__(self, host: HopHost, tickets: TicketBook, max_sessions: int) -> None:
         """`max_sessions`: of each origin, so that others never take this node's own room."""
         self._host = host
-        self._tickets = tickets
-        self._max_sessions = max_sessions
+        self._admission = Admission(host, tickets, max_sessions)
         self.hops: dict[HopKey, Hop] = {}
         self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
@@ -114,7 +95,7 @@ class HopServer:
         except DgnError as error:
             key = getattr(message, "key", None)
             if key is None and isinstance(message, OpenHop):
-                key = _claimed_key(message)
+                key = claimed_key(message)
             tag = "open" if isinstance(message, OpenHop) else "step"
             if self._host.now() >= self._quiet_until.get(sender, 0.0):
                 self._quiet_until[sender] = self._host.now() + QUIET_S
@@ -123,14 +104,8 @@ class HopServer:
 
     def _open(self, sender: str, message: OpenHop) -> None:
         host = self._host
-        ticket = self._tickets.admit(message, sender, host.is_allowed, host.now())
-        why = host.refuses_model(
-            ticket.model, ticket.key.origin, ticket.config_digest, ticket.manifest_digest
-        )
-        if why is not None:
-            raise TicketRefused(why)
-        span = self._span_of(ticket)
-        self._make_room(ticket, span)
+        ticket, span = self._admission.check(sender, message, self.hops)
+        self._replace(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
         opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
@@ -138,34 +113,13 @@ class HopServer:
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
 
-    def _make_room(self, ticket: Ticket, span: Span) -> None:
-        """Refuses what is beyond a limit; what one session had in the same place before is replaced."""
-        origin, session, context = ticket.key.origin, ticket.key.session, self._host.context(ticket.model)
-        if ticket.max_positions > context:
-            raise LimitError(
-                f"a ticket for {ticket.max_positions} positions; the context of {ticket.model} is {context}"
-            )
-        others = {key.session for key in self.hops if key.origin == origin} - {session}
-        if len(others) >= self._max_sessions:
-            raise LimitError(
-                f"{len(others)} sessions of this origin are open here, of {self._max_sessions} at most"
-            )
+    def _replace(self, ticket: Ticket, span: Span) -> None:
+        """What the session had in the same place before is given up."""
         for key, hop in list(self.hops.items()):
-            if (key.origin, key.session) == (origin, session) and (
+            if (key.origin, key.session) == (ticket.key.origin, ticket.key.session) and (
                 hop.ticket.model != ticket.model or set(hop.span.units()) & set(span.units())
             ):
                 self._forget(hop)
-
-    def _span_of(self, ticket: Ticket) -> Span:
-        loaded = list(self._host.loaded_spans(ticket.model))
-        try:
-            spans = parse_spans(ticket.span, self._host.n_blocks(ticket.model))
-        except SpanSyntaxError as error:
-            raise TicketRefused(str(error)) from error
-        if len(spans) == 1 and any(span.contains(spans[0]) for span in loaded):
-            return spans[0]
-        have = ", ".join(str(span) for span in loaded) or "nothing"
-        raise NotReady(f"{ticket.span} of {ticket.model} is not loaded here; loaded: {have}")
 
     def _step(self, sender: str, message: StepFrame, payload: Tensor | None) -> None:
         hop = self.hops.get(message.key)
@@ -330,14 +284,3 @@ class HopServer:
         key = hop.ticket.key
         self.hops.pop(key, None)
         self._host.to_worker(hop.ticket.model, Frame(CloseHop(key=key)))
-
-
-def _claimed_key(message: OpenHop) -> HopKey | None:
-    """The hop that a refused ticket speaks of, so that the sender can tell which; nothing is granted by
-    it."""
-    try:
-        key = msgspec.msgpack.decode(message.ticket, type=Ticket).key
-        check_fields(key, "key")
-        return key
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ProtocolError):
-        return None

@@ -15,12 +15,13 @@ import trio
 
 from dgn_backends.registry import choose_backend
 from dgn_backends.span import Span
+from dgnd.admission import HopHost
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.load import LoadedConfig
 from dgnd.driver import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
-from dgnd.hops import HopHost, HopServer
+from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
