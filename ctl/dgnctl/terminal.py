@@ -22,6 +22,7 @@ from dgnctl.output import emit
 from dgnd.errors import BadRequest
 
 PROMPT: Final = "> "
+_PULSE_S: Final = 0.5
 
 Watch = Mapping[int, Callable[[], bool]]
 
@@ -100,7 +101,7 @@ class Terminal:
         if line is not None:
             emit(f"{PROMPT}{line}\n")
             return line
-        with _prefilled(self._ahead.take_rest()):
+        with _prefilled(self._ahead.take_rest()), _noticed_signals():
             try:
                 return input(PROMPT)
             except EOFError:
@@ -182,6 +183,22 @@ def ending_signals() -> Iterator[None]:
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _noticed_signals() -> Iterator[None]:
+    """While it lasts, no signal waits longer than _PULSE_S for its handler.
+
+    Python's `input` runs handlers only where a signal interrupts its wait for keys. One that comes a moment
+    before, while the prompt is being written, would stay unnoticed until a key is pressed.
+    """
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _PULSE_S, _PULSE_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
