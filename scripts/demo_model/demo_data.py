@@ -191,17 +191,18 @@ class Paraphraser:
     def _noise(self, text: str) -> str:
         rng, grammar = self._rng, self._grammar
         words = text.split()
-        if len(words) > 3 and rng.random() < 0.3:
-            words = [w for w in words if rng.random() > 0.12 or not _PLAIN.fullmatch(w)] or words
+        if len(words) > 3 and rng.random() < 0.5:
+            rate = rng.choice((0.12, 0.25, 0.4))
+            words = [w for w in words if rng.random() > rate or not _PLAIN.fullmatch(w)] or words
         if rng.random() < 0.4:
             for _ in range(rng.randint(1, 3)):
                 words.insert(rng.randint(0, len(words)), rng.choice(grammar.filler))
         if len(words) > 4 and rng.random() < 0.1:
             words[rng.randrange(len(words))] = rng.choice(grammar.filler)
         roll = rng.random()
-        if roll < 0.04:
+        if roll < 0.25:
             rng.shuffle(words)
-        elif roll < 0.12 and len(words) > 3:
+        elif roll < 0.33 and len(words) > 3:
             i = rng.randrange(len(words) - 1)
             words[i], words[i + 1] = words[i + 1], words[i]
         if rng.random() < 0.3:
@@ -261,12 +262,12 @@ def conversations(
     weights = [{"out_of_scope": 4.0, "connect": 2.0}.get(i.id, 1.0) for i in intents]
     paraphraser = Paraphraser(load_grammar(), overlap, rng)
     for _ in range(batches):
-        length = rng.choices((1, 2, 3, 6), (0.45, 0.35, 0.15, 0.05))[0]
+        length = rng.choices((1, 2, 3), (0.75, 0.18, 0.07))[0]
         batch = []
         for _ in range(turns_per_batch // length):
             roll = rng.random()
-            system = "" if roll < 0.6 else SYSTEM_PROMPT if roll < 0.85 else rng.choice(OTHER_SYSTEM_PROMPTS)
+            system = "" if roll < 0.75 else SYSTEM_PROMPT if roll < 0.92 else rng.choice(OTHER_SYSTEM_PROMPTS)
             drawn = rng.choices(intents, weights, k=length)
             turns = tuple((paraphraser.question(i), i) for i in drawn)
-            batch.append(Conversation(system, turns, cut=rng.random() < 0.7))
+            batch.append(Conversation(system, turns, cut=rng.random() < 0.85))
         yield batch

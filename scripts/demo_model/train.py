@@ -42,7 +42,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SEED, STEPS, TURNS_PER_BATCH, VOCAB, CUT = 1, 2400, 48, 2048, 8
+SEED, STEPS, TURNS_PER_BATCH, VOCAB, CUT = 1, 2400, 64, 2048, 6
 PEAK_LR, WARMUP, WEIGHT_DECAY = 3e-3, 100, 0.1
 
 
@@ -244,7 +244,7 @@ def main() -> None:
                 "wall_s": round(time.monotonic() - started, 1),
             }
             total = 0.0
-            if (step + 1) % 500 == 0:
+            if (step + 1) % 250 == 0:
                 point["dev_accuracy"] = round(accuracy(model, tokenizer, dev)[0], 4)
             curve.append(point)
             print(point, flush=True)
