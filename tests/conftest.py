@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 # Two cores are shared by the tests, their daemons and their workers: one thread each is the fastest for all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Nothing of the caller's own daemon may leak into a test.
-os.environ.pop("DGN_SOCKET", None)
+# Nothing of the caller's own daemon, nor of a make around us, may leak into a test.
+for name in ("DGN_SOCKET", "MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+    os.environ.pop(name, None)
+# A shell starts background jobs with SIGINT ignored, and the processes of tests would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A deadline per example measures the machine and not the code.
 settings.register_profile("dgn", deadline=None, print_blob=True)

@@ -285,7 +285,7 @@ def all_errors() -> dict[str, type[DgnError]]:
     todo: list[type[DgnError]] = [DgnError]
     while todo:
         cls = todo.pop()
-        found[cls.kind] = cls
+        found.setdefault(cls.kind, cls)  # a subclass may share its parent's kind
         todo.extend(cls.__subclasses__())
     return found
 

@@ -21,6 +21,8 @@ import tokenizers
 from dgnd.errors import BadRequest
 
 _PRIVATE_FIRST, _PRIVATE_LAST = 0x100000, 0x10FFFD  # plane 16, for private use
+#: Tails of secret names come from plane 15: so no placeholder, from plane 16, is ever found inside a name.
+_TAIL_FIRST, _TAIL_CHARS = 0xF0000, 0xFFFE
 _NAME_LENGTH = 6
 
 
@@ -75,7 +77,7 @@ class SpecialAliases:
         self._name: dict[str, str] = {}
         first_chars = iter(range(_PRIVATE_LAST - len(added), _PRIVATE_LAST + 1))
         for content in added.values():
-            tail = (chr(_PRIVATE_FIRST + secrets.randbelow(0xFFFE)) for _ in range(_NAME_LENGTH))
+            tail = (chr(_TAIL_FIRST + secrets.randbelow(_TAIL_CHARS)) for _ in range(_NAME_LENGTH))
             self._name[content] = chr(next(first_chars)) + "".join(tail)
         self._pattern = token_pattern(self._name)
         self._secret = token_pattern(self._name.values())
