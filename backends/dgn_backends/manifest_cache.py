@@ -8,6 +8,7 @@ manifests are for.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -39,7 +40,7 @@ def load_or_make(
     time.
 
     `cache_dir` is made if need be. A damaged cache is made again. Raises ModelError for broken model files,
-    and when a file changes while it is read; OSError when `cache_dir` can't be written.
+    and when a file changes while it is read. A cache that can't be written is done without.
     """
     model_dir = model_dir.resolve()
     config = read_config(model_dir)
@@ -71,7 +72,8 @@ def load_or_make(
             raise ModelError(f"{model_dir / file_name}: changed while it was read", file=file_name)
         known[file_name] = (identities[file_name], {name: digests[name] for name in names})
     if known != kept:
-        _write_cache(cache_path, known)
+        with contextlib.suppress(OSError):  # only a cache: without it the files are read again next time
+            _write_cache(cache_path, known)
     tensors = {name: known[file][1][name] for file, names in by_file.items() for name in names}
     return assemble(model_dir, config, wanted, tensors)
 

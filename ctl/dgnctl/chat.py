@@ -72,7 +72,7 @@ class Conversation:
         self._connect = connect
         self._screen = screen
         self._params = params
-        self._forget = session is None
+        self._forget = not session
         self._session = session or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
         self._fresh = True  #: nothing was said yet
         self._used = False  #: dgnd may know the session

@@ -88,6 +88,10 @@ def run_command(args: Sequence[str]) -> int:
     except (StdoutClosed, BrokenPipeError):
         discard_stdout()
         return EXIT_STDOUT_CLOSED
+    except OSError as error:  # stdout itself, such as a file on a full disk
+        discard_stdout()
+        click.echo(f"dgnctl: stdout can't be written: {error.strerror or error}", err=True)
+        return 1
 
 
 def report(error: DgnError, as_json: bool) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -19,7 +20,17 @@ def write_ids(path: Path, ids: Sequence[int]) -> None:
         BadRequest: the file can't be written.
     """
     try:
-        path.write_text(",".join(map(str, ids)) + "\n", encoding="ascii")
+        text = ",".join(map(str, ids)) + "\n"
+        if path.exists() and not path.is_file():  # a device or a pipe can't be replaced
+            path.write_text(text, encoding="ascii")
+            return
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:  # what was there stays until all of the new is on disk
+            aside.write_text(text, encoding="ascii")
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise BadRequest(f"{path}: can't be written: {error.strerror}") from None
 

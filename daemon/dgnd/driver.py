@@ -87,7 +87,7 @@ class SessionDriver:
         if isinstance(message, StepFrame):
             self._relay(sender, hop, frame)
         elif isinstance(message, Failure) and self._may_report(sender, hop):
-            self.fail(error_from(message.kind, f"{self._place(hop)}: {message.message}", dict(message.data)))
+            self.fail(self._reported(hop, message))
         elif sender != hop.peer:
             return
         elif isinstance(message, CloseHop):
@@ -117,6 +117,15 @@ class SessionDriver:
         if self.broken is None:
             self.broken = error
             self._send.send_nowait(Frame(Failure(kind=error.kind, message=error.message)))
+
+    def _reported(self, hop: RouteHop, message: Failure) -> DgnError:
+        """What `hop` reported, named by who failed: a lost neighbour is not the fault of who noticed it."""
+        lost = next((other for other in self.session.route if other.peer == message.data.get("peer")), None)
+        if message.kind == PeerGone.kind and lost is not None:
+            text = f"{self._place(lost)}: {self._host.peer_name(hop.peer)} lost the connection to it"
+        else:
+            text = f"{self._place(hop)}: {message.message}"
+        return error_from(message.kind, text, dict(message.data))
 
     def _may_report(self, sender: str, hop: RouteHop) -> bool:
         """A hop reports itself; its predecessor reports that it can't reach it."""

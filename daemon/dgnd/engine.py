@@ -121,8 +121,7 @@ class Engine:
                     conversation.driver.close()
 
     def _new_conversation(self, session: str, model: LocalModel) -> Conversation:
-        if len(self.conversations) >= self.settings.max_sessions:
-            self.conversations.drop_idlest()
+        self.conversations.make_room(self.settings.max_sessions)
         origin = OriginSession(self.host.identity.peer_id, session, model.name)
         return Conversation(SessionDriver(origin, self.host, self.settings.idle_s), model)
 

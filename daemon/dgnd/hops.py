@@ -239,7 +239,7 @@ class HopServer:
             error: DgnError = ProtocolError("the last hop of the ticket has no head")
             self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
         elif not self._host.is_up(ticket.next):
-            error = PeerGone(f"no connection to {ticket.next}, which has the next blocks")
+            error = PeerGone(f"no connection to {ticket.next}, which has the next blocks", peer=ticket.next)
             self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
         else:
             key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
@@ -262,7 +262,7 @@ class HopServer:
             if key.origin == peer:
                 self._forget(hop)
             elif peer in (hop.ticket.previous, hop.ticket.next):
-                error = PeerGone(f"lost the connection to {peer}, the neighbour of {hop.span}")
+                error = PeerGone(f"lost the connection to {peer}, the neighbour of {hop.span}", peer=peer)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "step")))
 
     def sweep(self) -> None:

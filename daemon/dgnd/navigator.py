@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import trio
 
 from dgnd.driver import ModelIdentity, SessionDriver
-from dgnd.errors import BlocksMissing, ManifestMismatch, NotReady, StaleState
+from dgnd.errors import BlocksMissing, ManifestMismatch, ModelError, NotReady, StaleState
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
@@ -57,9 +57,9 @@ class Navigator:
         await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
 
     def find(self, model: LocalModel) -> tuple[Hop, ...]:
-        """The best route now. Raises NotReady, BlocksMissing or ManifestMismatch, whichever says most."""
+        """The best route now. Raises ModelError, NotReady, BlocksMissing or ManifestMismatch."""
         if model.problem:
-            raise NotReady(model.problem)
+            raise ModelError(model.problem)
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:

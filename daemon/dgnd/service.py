@@ -16,6 +16,7 @@ from dgn_backends.span import format_spans
 from dgnd.blocksmap import BlocksMap
 from dgnd.cache_view import cache_entries
 from dgnd.control import api
+from dgnd.control.checks import check_session
 from dgnd.engine import DeltaSink, Engine
 from dgnd.errors import BlocksMissing, ModelError, NotFound
 from dgnd.hops import HopServer
@@ -263,6 +264,7 @@ class NodeService:
 
     async def session_import(self, params: api.SessionImportParams) -> api.Done:
         """Gives a session its token ids."""
+        check_session(params.session)
         self.engine.import_(params)
         return api.Done()
 

@@ -12,11 +12,12 @@ from dgnd.control import api
 from dgnd.errors import BadRequest
 
 _BIG: Final = 2**63 - 1
+MAX_SESSION_NAME: Final = 128
 _RANGES: Final[tuple[tuple[str, float, float], ...]] = (
     ("max_tokens", 1, _BIG),
     ("temperature", 0.0, 1000.0),
     ("top_p", 0.0, 1.0),
-    ("top_k", 0, _BIG),
+    ("top_k", 0, 2**31 - 1),
     ("min_p", 0.0, 1.0),
     ("repetition_penalty", 1e-6, 1e6),
     ("presence_penalty", -1e6, 1e6),
@@ -41,8 +42,15 @@ def check_generate(params: api.GenerateParams) -> None:
         value: Any = getattr(params, name)
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             raise BadRequest(f"{name} is {value}; it must be {_range(low, high)}")
+    check_session(params.session)
     if any(not text for text in params.stop) or any(not ids for ids in params.stop_ids):
         raise BadRequest("stop and stop_ids must not hold an empty sequence")
+
+
+def check_session(name: str | None) -> None:
+    """Raises BadRequest for a session name that no ticket can carry."""
+    if name is not None and not 1 <= len(name) <= MAX_SESSION_NAME:
+        raise BadRequest(f"session has {len(name)} characters; its name must have 1 to {MAX_SESSION_NAME}")
 
 
 def _range(low: float, high: float) -> str:

@@ -42,8 +42,9 @@ class LockFile:
             data = {"pid": pid} if pid else {}
             message = f"{who} already uses {what}; stop it first, or give this one a place of its own"
             raise AlreadyRunning(message, path=str(path), **data) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only whose it is stays unsaid
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return cls(path, fd)
 
     def release(self) -> None:
