@@ -196,6 +196,23 @@ def test_a_second_daemon_on_the_same_state_or_socket_is_refused(pair: Cluster, t
     assert first.ctl_json("status")["state"] == "ready"
 
 
+def test_ones_own_id_as_a_peer_is_named_by_its_place_in_the_file(pair: Cluster, tmp_path: Path) -> None:
+    node = pair.nodes["a"]
+    config = tmp_path / "self.toml"
+    config.write_text(f'[node]\nstate_dir = "{tmp_path}"\n[peers.me]\nid = "{node.peer_id}"\n')
+    (tmp_path / "identity.key").write_bytes((node.directory / "state" / "identity.key").read_bytes())
+    (tmp_path / "identity.key").chmod(0o600)
+    refused = subprocess.run(
+        [sys.executable, "-m", "dgnd", "--config", str(config), "--socket", str(tmp_path / "s")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert f"{config}:4:1: " in refused.stderr
+    assert "own id" in refused.stderr
+
+
 def test_a_client_that_hangs_up_frees_the_work_everywhere(pair: Cluster) -> None:
     origin = pair.nodes["a"]
     answering = Answering(origin)

@@ -253,7 +253,7 @@ class HopServer:
         for key, hop in list(self.hops.items()):
             if hop.ticket.model == model:
                 del self.hops[key]
-                error = WorkerDied(f"the worker with {hop.span} of {model} {why}")
+                error = WorkerDied(f"the worker with {hop.span} of {model} ended: {why}")
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
     def on_peer_down(self, peer: str) -> None:

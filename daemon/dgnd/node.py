@@ -94,6 +94,8 @@ class Node:
             ),
         )
         for name, peer in config.peers.items():
+            if peer.id == self.me:
+                raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
             self.network.allow(peer.id, name, peer.addrs)
         self.office = PostOffice(self.me, self._send, self._on_frame)
         self.hops = HopServer(self._hop_host(), TicketBook(self.me), config.sessions.max_sessions)
