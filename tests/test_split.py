@@ -130,11 +130,12 @@ def test_seeded_sampling_is_the_same_split_and_unsplit(cluster: Cluster, name: s
         assert other_seed["token_ids"] != alone["token_ids"]
 
 
+@pytest.mark.parametrize("model", MODELS)
 def test_a_relayed_edge_gives_the_same(
-    expected: dict[str, list[tuple[list[int], list[int]]]], tmp_path: Path
+    expected: dict[str, list[tuple[list[int], list[int]]]], tmp_path: Path, model: str
 ) -> None:
     """b and c don't list each other, so the origin relays between them and says so."""
-    with Cluster(tmp_path, trained_model("llama2xs")) as cluster:
+    with Cluster(tmp_path, trained_model(model)) as cluster:
         rows = [Row("b", "embed,0-2"), Row("c", "3-4,head")]
         for name in ("o", "b", "c"):
             cluster.add(name)
@@ -145,7 +146,7 @@ def test_a_relayed_edge_gives_the_same(
             node.start()
         origin = cluster.nodes["o"]
         origin.wait_ready()
-        for prompt, (_, ids) in zip(PROMPTS, expected["llama2xs"], strict=True):
+        for prompt, (_, ids) in zip(PROMPTS, expected[model], strict=True):
             result = origin.run(prompt, "--max-tokens", str(TOKENS))
             assert result["token_ids"] == ids
             assert _spans(result) == [("b", "embed,0-2"), ("c", "3-4,head")]
