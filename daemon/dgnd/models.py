@@ -54,7 +54,7 @@ class LocalModel:
     section: ModelSection
     path: Path
     config: ModelConfig
-    spans: tuple[Span, ...]  #: what this node is to load
+    spans: tuple[Span, ...] = ()  #: what this node is to load
     manifest: Manifest | None = None  #: None until the digests are made
     problem: str = ""  #: why there is no manifest
     worker: WorkerHandle | None = None
@@ -100,13 +100,14 @@ class LocalModel:
 
     def span_offers(self) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""
+        available = available_bytes()
         return tuple(
             SpanOffer(
                 span=item.span,
                 numerics=item.numerics,
                 dtype=item.dtype,
                 row_invariant=item.row_invariant,
-                free_kv_positions=available_bytes() // max(item.kv_bytes_per_position, 1),
+                free_kv_positions=available // max(item.kv_bytes_per_position, 1),
             )
             for item in self.loaded()
         )
@@ -121,10 +122,10 @@ def available_bytes() -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
-def read_model(name: str, section: ModelSection, spans: tuple[Span, ...]) -> LocalModel:
+def read_model(name: str, section: ModelSection) -> LocalModel:
     """Reads a model's configuration; raises ModelError or ConfigError."""
     path = model_path(name, section)
-    return LocalModel(name=name, section=section, path=path, config=read_config(path), spans=spans)
+    return LocalModel(name=name, section=section, path=path, config=read_config(path))
 
 
 async def make_manifest(model: LocalModel, cache: Path, done: Callable[[], None]) -> None:

@@ -72,8 +72,6 @@ class Node:
 
     def __init__(self, loaded: LoadedConfig, who: NodeIdentity) -> None:
         config = loaded.config
-        self._config = config
-        self._who = who
         self.me = who.identity.peer_id
         self.models = _read_models(loaded)
         self.blocks = BlocksMap.build(
@@ -264,7 +262,7 @@ def _read_models(loaded: LoadedConfig) -> dict[str, LocalModel]:
     models = {}
     for name, section in loaded.config.models.items():
         try:
-            models[name] = read_model(name, section, ())
+            models[name] = read_model(name, section)
         except ConfigError as error:
             raise loaded.error_at(("models", name, "path"), error.message) from None
     return models

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+import msgspec
+
 from dgn_backends.manifest import Manifest as TensorManifest
 from dgn_backends.span import SpanSyntaxError, format_units, parse_spans
 from dgnd.models import LocalModel
@@ -79,13 +81,7 @@ class OfferBook:
         """A connected peer's offers changed."""
         hello = self.heard.get(peer)
         if hello is not None:
-            self.heard[peer] = Hello(
-                versions=hello.versions,
-                software=hello.software,
-                name=hello.name,
-                offers=offers.offers,
-                peers=offers.peers,
-            )
+            self.heard[peer] = msgspec.structs.replace(hello, offers=offers.offers, peers=offers.peers)
 
     def peer_down(self, peer: str) -> None:
         """A peer is gone, and its word with it."""
