@@ -75,7 +75,7 @@ async def running(*nodes: Node) -> AsyncIterator[None]:
         nursery.cancel_scope.cancel()
 
 
-async def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+async def until(condition: Callable[[], object], within_s: float = 30.0) -> None:
     """Waits for something that other tasks bring about; fails after a while."""
     with trio.fail_after(within_s):
         while not condition():  # noqa: ASYNC110 what it waits for has no event of its own

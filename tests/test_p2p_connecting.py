@@ -15,6 +15,7 @@ from dgnd.errors import BadRequest, IdentityMismatch, ListenFailed, NotFound, Pe
 from dgnd.identity import Identity
 from dgnd.p2p.addresses import Endpoint
 from dgnd.p2p.dialer import Backoff, refused_line
+from dgnd.p2p.settings import NetworkSettings
 from dgnd.wire.messages import EndTurn, Frame, HopKey
 
 FRAME = Frame(EndTurn(key=HopKey("o", "s", 1), branch=0))
@@ -246,9 +247,8 @@ def test_a_peer_that_is_killed_and_restarted_is_back_without_help(parent_is_smal
                     other.kill()
                     await until(lambda n=n: len(node.downs) == n - 1)
                     await trio.to_thread.run_sync(other.start)
-                    ready = trio.current_time()
-                    await until(lambda n=n: len(node.ups) == n)
-                    assert trio.current_time() - ready < 5
+                    # The delay has grown while it started, on a busy machine up to the longest.
+                    await until(lambda n=n: len(node.ups) == n, 3 * 1.25 * NetworkSettings().last_delay_s)
                 await node.network.send(other.identity.peer_id, FRAME)
                 await until(lambda: node.frames)
 
@@ -260,9 +260,10 @@ def test_a_new_connection_replaces_one_whose_other_end_is_lost(a_is_smaller: boo
     """As after a power cut: no packet says that the old connection is over."""
 
     async def main() -> None:
-        a, b = Node("desk"), Node("attic")
+        late = {"gone_s": 120.0}  # long after the deadline below
+        a, b = Node("desk", settings=late), Node("attic", settings=late)
         while (a.id < b.id) != a_is_smaller:
-            b = Node("attic")
+            b = Node("attic", settings=late)
         async with running(a):
             async with trio.open_nursery() as nursery:
                 await nursery.start(b.network.run)
@@ -276,10 +277,8 @@ def test_a_new_connection_replaces_one_whose_other_end_is_lost(a_is_smaller: boo
             a.downs.clear()
             again = Node("attic", b.identity)
             async with running(again):
-                begun = trio.current_time()
-                with trio.fail_after(5):
+                with trio.fail_after(30):
                     await again.network.connect(a.address)
-                assert trio.current_time() - begun < 3
                 assert again.network.is_up(a.id)
                 await until(lambda: a.network.is_up(b.id))
             await kept.aclose()

@@ -186,7 +186,7 @@ def test_random_bytes_within_the_encryption_end_only_that_connection() -> None:
 
 def test_handshakes_that_never_end_time_out_and_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        node = Node("desk", settings=FAST)
+        node = Node("desk", settings={**FAST, "handshake_s": 6.0})
         async with running(node), trio.open_nursery() as nursery:
             monkeypatch.setattr(host, "HALF_OPEN_PER_ADDRESS", 10)
             slow = [await raw(node) for _ in range(10)]
@@ -194,9 +194,9 @@ def test_handshakes_that_never_end_time_out_and_are_counted(monkeypatch: pytest.
                 assert await stream.receive_some() == b"\x13/multistream/1.0.0\n"
             # One more of the same address is closed at once; the others when their time is over.
             one_more = await raw(node)
-            with trio.fail_after(0.5):
+            with trio.fail_after(5):
                 assert await one_more.receive_some() == b""
-            with trio.fail_after(2.5):
+            with trio.fail_after(30):
                 for stream in slow:
                     assert await stream.receive_some() == b""
             for stream in (*slow, one_more):
@@ -216,7 +216,7 @@ def test_a_stranger_can_not_make_the_negotiation_long(said: bytes) -> None:
         async with running(node):
             stream = await raw(node)
             answer = b""
-            with trio.fail_after(3):
+            with trio.fail_after(15):
                 try:
                     await stream.send_all(b"\x13/multistream/1.0.0\n" + said)
                     async for piece in stream:
@@ -236,7 +236,7 @@ def test_a_listed_peer_that_never_says_hello_is_let_go() -> None:
         async with running(node), trio.open_nursery() as nursery:
             attacker = await attack(node, nursery)
             await attacker.open(negotiate.CONTROL)
-            with trio.fail_after(3):
+            with trio.fail_after(15):
                 await attacker.over.wait()
             assert node.ups == []
             nursery.cancel_scope.cancel()
@@ -449,7 +449,7 @@ def test_a_frozen_peer_is_found_by_heartbeats() -> None:
                 frozen.signal(signal.SIGSTOP)
                 stopped = trio.current_time()
                 await until(lambda: node.downs)
-                assert 0.5 < trio.current_time() - stopped < 4
+                assert 0.5 < trio.current_time() - stopped < 12
                 assert "no sign of life" in node.downs[0][1]
                 frozen.signal(signal.SIGCONT)
                 await until(lambda: len(node.ups) == 2)
@@ -466,7 +466,7 @@ def test_a_write_to_a_frozen_peer_ends_when_it_is_given_up() -> None:
                 await until(lambda: node.ups)
                 frozen.signal(signal.SIGSTOP)
                 frame = Frame(EndTurn(key=KEY, branch=0))
-                with trio.fail_after(5), pytest.raises(Exception, match="no sign of life"):
+                with trio.fail_after(15), pytest.raises(Exception, match="no sign of life"):
                     await for_ever(partial(node.network.send, frozen.identity.peer_id, frame))
 
     trio.run(main)

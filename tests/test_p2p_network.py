@@ -185,7 +185,7 @@ def test_shutdown_says_goodbye_is_prompt_and_leaves_no_task() -> None:
             async with running(a):
                 await pair(a, b)
                 ending = trio.current_time()
-            assert trio.current_time() - ending < 1
+            assert trio.current_time() - ending < 3
             await until(lambda: b.downs)
             assert b.downs == [(a.id, "it said goodbye: shutting down")]
             assert a.downs == [(b.id, "shutting down")]
@@ -213,7 +213,7 @@ def test_shutdown_is_prompt_while_a_sender_waits_for_a_peer_that_is_frozen() -> 
                 await trio.sleep(0.3)
                 ending = trio.current_time()
                 nursery.cancel_scope.cancel()
-            assert trio.current_time() - ending < 1
+            assert trio.current_time() - ending < 3
 
     trio.run(main)
 
