@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span
 from dgn_backends.tensor import DType, Tensor
 
 ENTRY_POINT_GROUP = "dgn.backends"
+
+
+#: How linear layers, embedding and head are stored once loaded; `dgn_backends.quant` says what each means.
+Quant = Literal["none", "int8", "int4", "int8-fast", "int4-fast"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class LoadRequest:
     device: str = "auto"  #: auto, cpu, cuda, cuda:N
     dtype: str = "auto"  #: auto, f32, bf16, f16
     threads: int | None = None  #: compute threads; None leaves it to the backend
+    quant: Quant = "none"
+    cache_dir: Path | None = None  #: where quantised weights may be kept for the next start; None: nowhere
 
 
 #: Called with (bytes done, bytes in all) while loading; calls count as a sign of life.

@@ -37,10 +37,9 @@ def read_config(model_dir: Path) -> ModelConfig:
     trained_positions = _trained_positions(config)
     vocab_size = config.integer("vocab_size", least=1, most=_MAX_VOCAB)
     return ModelConfig(
-        n_blocks=config.integer("num_hidden_layers", least=1, most=_MAX_BLOCKS),
+        blocks=(block,) * config.integer("num_hidden_layers", least=1, most=_MAX_BLOCKS),
         vocab_size=vocab_size,
         max_positions=_context(block.rope, trained_positions),
-        block=block,
         tied_head=config.boolean("tie_word_embeddings", default=False),
         dtype=_read_dtype(config),
         bos_token_id=_read_bos(config, vocab_size),
@@ -86,6 +85,7 @@ def _read_block(config: JsonObject) -> BlockSpec:
     activation = config.string("hidden_act", default="silu")
     if activation != "silu":
         raise config.error("hidden_act", f'is "{activation}"; supported: silu')
+    bias = config.boolean("attention_bias", default=False)
     return BlockSpec(
         hidden_size=hidden_size,
         intermediate_size=config.integer("intermediate_size", least=1, most=_MAX_WIDTH),
@@ -94,7 +94,8 @@ def _read_block(config: JsonObject) -> BlockSpec:
         head_dim=head_dim,
         norm_eps=config.number("rms_norm_eps", above=0.0, default=1e-6),
         rope=_read_rope(config, head_dim),
-        attention_bias=config.boolean("attention_bias", default=False),
+        qkv_bias=bias,
+        o_bias=bias,
         mlp_bias=config.boolean("mlp_bias", default=False),
     )
 

@@ -45,6 +45,7 @@ class BlockSpec:
     """One pre-norm decoder block: x += o(attention(norm(x))); x += down(act(gate(norm(x))) * up(norm(x))).
 
     Weight shapes are [out, in]; q is [n_heads * head_dim, hidden], k and v [n_kv_heads * head_dim, hidden].
+    With `qk_norm`, each head of q and of k is normalised (RMSNorm, weights [head_dim]) before rotary embedding. With a `window`, position p attends to positions p - window + 1 to p alone.
     """
 
     hidden_size: int
@@ -54,23 +55,36 @@ class BlockSpec:
     head_dim: int
     norm_eps: float
     rope: RopeSpec
-    attention_bias: bool = False  #: q, k, v and o have a bias
+    qkv_bias: bool = False  #: q, k and v have a bias
+    o_bias: bool = False  #: o has one
     mlp_bias: bool = False  #: gate, up and down have a bias
+    qk_norm: bool = False  #: q and k are normalised by head (Qwen3)
+    window: int | None = None  #: sliding window of attention, in positions (Mistral)
+    rotary: bool = True  #: q and k are rotated; a block without has no notion of position (SmolLM3)
     activation: Literal["silu"] = "silu"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A whole model. All its blocks are alike; `block` describes each of them."""
+    """A whole model. Its blocks have the same shapes; only `window` and `rotary` may differ between them."""
 
-    n_blocks: int
+    blocks: tuple[BlockSpec, ...]
     vocab_size: int
     max_positions: int  #: the context: prompt and answer together
-    block: BlockSpec
     tied_head: bool  #: the head uses the embedding's weights
     dtype: DType  #: in which the weights were saved
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks."""
+        return len(self.blocks)
+
+    @property
+    def block(self) -> BlockSpec:
+        """The first block: what is asked of it holds for all, but for `window` and `rotary`."""
+        return self.blocks[0]
 
     @property
     def kv_bytes_per_position(self) -> int:

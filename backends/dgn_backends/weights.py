@@ -44,7 +44,7 @@ def block_tensors(config: ModelConfig) -> dict[str, Shape]:
     tensors: dict[str, Shape] = {"input_layernorm.weight": (hidden,)}
     for name, out, width in (("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)):
         tensors[f"self_attn.{name}_proj.weight"] = (out, width)
-        if block.attention_bias:
+        if block.o_bias if name == "o" else block.qkv_bias:
             tensors[f"self_attn.{name}_proj.bias"] = (out,)
     tensors["post_attention_layernorm.weight"] = (hidden,)
     for name, out, width in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):

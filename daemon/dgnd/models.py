@@ -75,8 +75,8 @@ class LocalModel:
             self._sampling = model_sampling(self.path)
         return self._sampling
 
-    def load_request(self, backend: str) -> LoadSpans:
-        """The first message to its worker."""
+    def load_request(self, backend: str, cache: Path) -> LoadSpans:
+        """The first message to its worker, which may keep quantised weights in `cache`."""
         section = self.section
         return LoadSpans(
             model=self.name,
@@ -86,6 +86,8 @@ class LocalModel:
             device=section.device,
             dtype=section.dtype,
             threads=section.threads,
+            quant=section.quant,
+            cache_dir=str(cache),
         )
 
     def loaded(self) -> tuple[LoadedSpan, ...]:

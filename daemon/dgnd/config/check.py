@@ -11,7 +11,9 @@ import math
 import os
 import re
 from collections.abc import Collection
+from typing import get_args
 
+from dgn_backends.api import Quant
 from dgn_backends.span import SpanSyntaxError, parse_units
 from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.locate import KeyPath
@@ -25,6 +27,7 @@ from dgnd.text import templates
 SELF = "self"
 
 DTYPES = ("auto", "f32", "bf16", "f16")
+QUANTS: tuple[str, ...] = get_args(Quant)
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
 #: More blocks than any model has, for reading a span before the model is known.
@@ -80,6 +83,8 @@ def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) ->
         raise KeyProblem((*at, "device"), f'"{model.device}" is no device; one of auto, cpu, cuda, cuda:1')
     if model.dtype not in DTYPES:
         raise KeyProblem((*at, "dtype"), f'"{model.dtype}" is no dtype; one of {", ".join(DTYPES)}')
+    if model.quant not in QUANTS:
+        raise KeyProblem((*at, "quant"), f'"{model.quant}" is no quantisation; one of {", ".join(QUANTS)}')
     try:
         templates.check_name(model.chat_template)
     except ConfigError as error:

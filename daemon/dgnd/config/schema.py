@@ -35,6 +35,7 @@ class ModelSection(Section, frozen=True):
     backend: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    quant: str = "none"
     threads: int | None = None
     chat_template: str = "auto"
 

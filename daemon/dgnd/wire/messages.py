@@ -261,6 +261,8 @@ class LoadSpans(Message, tag="w.load", frozen=True):
     device: str
     dtype: str
     threads: int | None = None
+    quant: str = "none"
+    cache_dir: str = ""  #: where the worker may keep quantised weights
 
 
 class LoadProgress(Message, tag="w.progress", frozen=True):

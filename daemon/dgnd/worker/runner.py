@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from dgn_backends.api import LoadRequest, Progress, SpanRunner, Step, StepOutput
+from dgn_backends.api import LoadRequest, Progress, Quant, SpanRunner, Step, StepOutput
 from dgn_backends.errors import BackendError, DgnError, NonFiniteOutput
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
@@ -252,6 +253,8 @@ def _load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -
             device=request.device,
             dtype=request.dtype,
             threads=request.threads,
+            quant=cast(Quant, request.quant),  # checked where the configuration is read
+            cache_dir=Path(request.cache_dir) if request.cache_dir else None,
         )
         runners.append(backend.load(load, part))
     return runners
