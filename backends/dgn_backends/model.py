@@ -45,7 +45,8 @@ class BlockSpec:
     """One pre-norm decoder block: x += o(attention(norm(x))); x += down(act(gate(norm(x))) * up(norm(x))).
 
     Weight shapes are [out, in]; q is [n_heads * head_dim, hidden], k and v [n_kv_heads * head_dim, hidden].
-    With `qk_norm`, each head of q and of k is normalised (RMSNorm, weights [head_dim]) before rotary embedding. With a `window`, position p attends to positions p - window + 1 to p alone.
+    With `qk_norm`, each head of q and of k is normalised (RMSNorm, weights [head_dim]) before the rotation.
+    With a `window`, position p attends to positions p - window + 1 to p alone.
     """
 
     hidden_size: int
