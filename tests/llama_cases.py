@@ -1,4 +1,5 @@
-"""The config variations of Llama that every backend must get right, and what transformers computes for each.
+"""The config variations of every family that every backend must get right, and what transformers computes for
+each.
 
 `llama_case(name)` writes the model and runs transformers once in a process; both are kept until the process
 ends.
@@ -42,7 +43,9 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
-_YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
+_PAD = {"pad_token_id": 0}  # transformers' own default for SmolLM3 lies beyond these small vocabularies
+_YARN_WINDOW = {"factor": 8.0, "original_max_position_embeddings": 64}
+_YARN = {"rope_type": "yarn", **_YARN_WINDOW}
 
 CASES: dict[str, TinyLlama] = {
     "plain": TinyLlama(),
@@ -75,7 +78,66 @@ CASES: dict[str, TinyLlama] = {
     "bf16-weights": TinyLlama(dtype="bf16"),
     "f16-weights": TinyLlama(dtype="f16", tied=True, spelling="old"),
     "sharded": TinyLlama(shards=3),
+    # Windows shorter than the prompt, across the pages of every backend, and as short as one position.
+    "mistral": TinyLlama(family="mistral", extra={"sliding_window": 100}),
+    "mistral-short-window": TinyLlama(
+        family="mistral", extra={"sliding_window": 7}, n_kv_heads=1, n_heads=8, head_dim=16
+    ),
+    "mistral-one-position": TinyLlama(family="mistral", extra={"sliding_window": 1}, n_blocks=3),
+    "mistral-page-window": TinyLlama(family="mistral", extra={"sliding_window": 256}, dtype="bf16"),
+    "mistral-no-window": TinyLlama(family="mistral", extra={"sliding_window": None}, spelling="old"),
+    "mistral-mixed": TinyLlama(
+        family="mistral",
+        head_dim=16,
+        extra={
+            "sliding_window": 64,
+            "layer_types": [
+                "full_attention",
+                "sliding_attention",
+                "sliding_attention",
+                "full_attention",
+            ],
+        },
+    ),
+    "qwen2": TinyLlama(family="qwen2", tied=True, theta=1e6, extra={"attention_bias": None}),
+    "qwen2-window": TinyLlama(
+        family="qwen2",
+        n_kv_heads=4,
+        extra={"use_sliding_window": True, "sliding_window": 33, "max_window_layers": 2},
+    ),
+    "qwen2-yarn": TinyLlama(
+        family="qwen2", spelling="old", rope={"type": "yarn", **_YARN_WINDOW}, max_positions=64
+    ),
+    "qwen3": TinyLlama(family="qwen3", head_dim=16, tied=True, theta=1e6),
+    "qwen3-window": TinyLlama(
+        family="qwen3",
+        head_dim=16,
+        n_kv_heads=1,
+        attention_bias=True,
+        extra={
+            "use_sliding_window": True,
+            "sliding_window": 90,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+    "qwen3-f16": TinyLlama(family="qwen3", head_dim=8, dtype="f16", spelling="old", theta=1e6),
+    "smollm2": TinyLlama(
+        tied=True, theta=130000.0, n_heads=3, n_kv_heads=1, hidden_size=48, extra={"rope_interleaved": False}
+    ),
+    "smollm3": TinyLlama(family="smollm3", tied=True, theta=5e6, max_positions=1024, extra=_PAD),
+    "smollm3-listed": TinyLlama(
+        family="smollm3",
+        attention_bias=True,
+        mlp_bias=True,
+        extra={"no_rope_layers": [0, 1, 1, 0], "no_rope_layer_interval": 2, **_PAD},
+    ),
+    "smollm3-window": TinyLlama(
+        family="smollm3",
+        extra={"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 50, **_PAD},
+    ),
 }
+#: Those of four blocks that are not all alike, or have what a Llama has not: for tests of spans and of bits.
+VARYING_CASES = ("mistral", "mistral-mixed", "qwen2-window", "qwen3-window", "smollm3-window")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

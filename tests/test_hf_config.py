@@ -67,7 +67,8 @@ def test_every_case_agrees_with_transformers_on_sizes(tmp_path: Path) -> None:
         path = make_tiny_llama(tmp_path / name, tiny)
         ours, theirs = read_config(path), transformers.AutoConfig.from_pretrained(path)
         assert ours.block.n_kv_heads == theirs.num_key_value_heads
-        assert ours.block.head_dim == theirs.head_dim
+        derived = theirs.hidden_size // theirs.num_attention_heads
+        assert ours.block.head_dim == getattr(theirs, "head_dim", derived)
         assert ours.block.rope.kind == theirs.rope_parameters["rope_type"]
         assert ours.block.rope.theta == theirs.rope_parameters["rope_theta"]
         assert ours.tied_head == theirs.tie_word_embeddings
@@ -156,15 +157,23 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 
 UNUSABLE: list[tuple[dict[str, object], str]] = [
     (
+        {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"},
+        "architectures is MixtralForCausalLM; supported: LlamaForCausalLM, MistralForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM, SmolLM3ForCausalLM$",
+    ),
+    (
         {"architectures": ["MistralForCausalLM"]},
-        "architectures is MistralForCausalLM; supported: LlamaForCausalLM",
+        'model_type is "llama", but architectures names MistralForCausalLM, whose model_type is "mistral"',
     ),
     ({"architectures": []}, "architectures is empty; supported: LlamaForCausalLM"),
     (
         {"architectures": "LlamaForCausalLM"},
         'architectures must be a list of strings, not "LlamaForCausalLM"',
     ),
-    ({"architectures": None, "model_type": "gpt2"}, "architectures is missing; supported: LlamaForCausalLM"),
+    (
+        {"architectures": None, "model_type": "gpt2"},
+        'architectures is missing, and model_type is "gpt2"; supported: LlamaForCausalLM',
+    ),
     (
         {"quantization_config": {"bits": 4}},
         "quantization_config is set, and quantised weights are not supported",

@@ -10,7 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from llama_cases import CASES, CHUNKS, F32_BOUND, POSITIONS, LlamaCase, llama_case, run_chunked
+from llama_cases import (
+    CASES,
+    CHUNKS,
+    F32_BOUND,
+    POSITIONS,
+    VARYING_CASES,
+    LlamaCase,
+    llama_case,
+    run_chunked,
+)
 from tiny_llama import make_tiny_llama
 
 from dgn_backends.api import LoadRequest, SpanRunner, Step
@@ -45,7 +54,7 @@ def test_logits_are_those_of_transformers(name: str) -> None:
 
 
 def test_any_chunking_gives_the_same_bits() -> None:
-    for name in ("plain", "dynamic", "mlp-bias", "bf16-weights"):
+    for name in ("plain", "dynamic", "mlp-bias", "bf16-weights", *VARYING_CASES):
         case = llama_case(name)
         runner = load(case)
         at_once = run_chunked(runner, case.ids, POSITIONS)
@@ -81,7 +90,7 @@ def test_any_batch_gives_the_same_bits() -> None:
 @pytest.mark.parametrize(
     "cuts", [(1,), (2,), (1, 2, 3), (0,), (0, N_BLOCKS), (0, 2, N_BLOCKS)], ids=lambda cuts: f"cut at {cuts}"
 )
-@pytest.mark.parametrize("name", ["plain", "tied", "dynamic"])
+@pytest.mark.parametrize("name", ["plain", "tied", "dynamic", *VARYING_CASES])
 def test_any_split_gives_the_same_bits(name: str, cuts: tuple[int, ...]) -> None:
     """Spans loaded apart; a cut at 0 leaves the embedding alone, one at N_BLOCKS the head alone."""
     case = llama_case(name)

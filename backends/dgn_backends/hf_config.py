@@ -8,21 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 from pathlib import Path
 
+from dgn_backends.hf_families import Family, read_family
+from dgn_backends.hf_rope import MAX_POSITIONS, context, read_rope
 from dgn_backends.json_values import JsonObject, read_json_object
-from dgn_backends.model import BlockSpec, ModelConfig, RopeKind, RopeSpec
+from dgn_backends.model import BlockSpec, ModelConfig
 from dgn_backends.tensor import DType
 
-ARCHITECTURE = "LlamaForCausalLM"
-ROPE_KINDS: tuple[RopeKind, ...] = ("default", "linear", "dynamic", "llama3", "yarn")
 _DTYPES: dict[str, DType] = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 # Far above every real model: a larger number is a mistake, and would only fail later with a worse message.
 _MAX_WIDTH = 1 << 20
 _MAX_BLOCKS = 10_000
 _MAX_VOCAB = 1 << 24
-_MAX_POSITIONS = 1 << 28
 
 
 def read_config(model_dir: Path) -> ModelConfig:
@@ -32,18 +32,22 @@ def read_config(model_dir: Path) -> ModelConfig:
     architecture, and every value that can't be used.
     """
     config = read_json_object(model_dir / "config.json")
-    _check_architecture(config)
-    block = _read_block(config)
-    trained_positions = _trained_positions(config)
+    family = read_family(config)
+    if config.has("quantization_config"):
+        raise config.error("quantization_config", "is set, and quantised weights are not supported")
+    trained = config.integer(
+        "max_position_embeddings", least=1, most=MAX_POSITIONS, default=family.max_positions
+    )
+    blocks = _read_blocks(config, family, trained)
     vocab_size = config.integer("vocab_size", least=1, most=_MAX_VOCAB)
     return ModelConfig(
-        blocks=(block,) * config.integer("num_hidden_layers", least=1, most=_MAX_BLOCKS),
+        blocks=blocks,
         vocab_size=vocab_size,
-        max_positions=_context(block.rope, trained_positions),
-        tied_head=config.boolean("tie_word_embeddings", default=False),
+        max_positions=context(blocks[0].rope, trained),
+        tied_head=config.boolean("tie_word_embeddings", default=family.tied),
         dtype=_read_dtype(config),
-        bos_token_id=_read_bos(config, vocab_size),
-        eos_token_ids=_read_eos(model_dir, config, vocab_size),
+        bos_token_id=_read_bos(config, family, vocab_size),
+        eos_token_ids=_read_eos(model_dir, config, family, vocab_size),
     )
 
 
@@ -57,35 +61,35 @@ def normalised_config_bytes(config: ModelConfig) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def _check_architecture(config: JsonObject) -> None:
-    names = config.strings("architectures")
-    if names is None:
-        model_type = config.string("model_type", default=None)
-        if model_type != "llama":
-            raise config.error("architectures", f"is missing; supported: {ARCHITECTURE}")
-    elif ARCHITECTURE not in names:
-        raise config.error("architectures", f"is {', '.join(names) or 'empty'}; supported: {ARCHITECTURE}")
-    if config.has("quantization_config"):
-        raise config.error("quantization_config", "is set, and quantised weights are not supported")
+def _read_blocks(config: JsonObject, family: Family, trained: int) -> tuple[BlockSpec, ...]:
+    n_blocks = config.integer("num_hidden_layers", least=1, most=_MAX_BLOCKS)
+    shape = _read_block(config, family, trained)
+    variants = zip(family.windows(config, n_blocks), family.rotary(config, n_blocks), strict=True)
+    return tuple(replace(shape, window=window, rotary=rotary) for window, rotary in variants)
 
 
-def _read_block(config: JsonObject) -> BlockSpec:
+def _read_block(config: JsonObject, family: Family, trained: int) -> BlockSpec:
+    """What all blocks have in common."""
     hidden_size = config.integer("hidden_size", least=1, most=_MAX_WIDTH)
     n_heads = config.integer("num_attention_heads", least=1, most=_MAX_WIDTH)
-    n_kv_heads = config.integer("num_key_value_heads", least=1, most=_MAX_WIDTH, default=n_heads)
+    usual = n_heads if config.is_null("num_key_value_heads") else family.kv_heads or n_heads
+    n_kv_heads = config.integer("num_key_value_heads", least=1, most=_MAX_WIDTH, default=usual)
     if n_heads % n_kv_heads:
         raise config.error(
             "num_key_value_heads", f"({n_kv_heads}) does not divide num_attention_heads ({n_heads})"
         )
-    if not config.has("head_dim") and hidden_size % n_heads:
+    if not config.has("head_dim") and family.head_dim is None and hidden_size % n_heads:
         raise config.error("num_attention_heads", f"({n_heads}) does not divide hidden_size ({hidden_size})")
-    head_dim = config.integer("head_dim", least=2, most=_MAX_WIDTH, default=hidden_size // n_heads)
+    head_dim = config.integer(
+        "head_dim", least=2, most=_MAX_WIDTH, default=family.head_dim or hidden_size // n_heads
+    )
     if head_dim < 2 or head_dim % 2:
         raise config.error("head_dim", f"is {head_dim}; rotary embedding needs an even number of at least 2")
     activation = config.string("hidden_act", default="silu")
     if activation != "silu":
         raise config.error("hidden_act", f'is "{activation}"; supported: silu')
-    bias = config.boolean("attention_bias", default=False)
+    attention_bias = config.boolean("attention_bias", default=False)
+    mlp_bias = config.boolean("mlp_bias", default=False)
     return BlockSpec(
         hidden_size=hidden_size,
         intermediate_size=config.integer("intermediate_size", least=1, most=_MAX_WIDTH),
@@ -93,94 +97,12 @@ def _read_block(config: JsonObject) -> BlockSpec:
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
         norm_eps=config.number("rms_norm_eps", above=0.0, default=1e-6),
-        rope=_read_rope(config, head_dim),
-        qkv_bias=bias,
-        o_bias=bias,
-        mlp_bias=config.boolean("mlp_bias", default=False),
+        rope=read_rope(config, head_dim, trained, family.theta),
+        qkv_bias=attention_bias if family.qkv_bias is None else family.qkv_bias,
+        o_bias=attention_bias if family.o_bias is None else family.o_bias,
+        mlp_bias=mlp_bias if family.mlp_bias is None else family.mlp_bias,
+        qk_norm=family.qk_norm,
     )
-
-
-def _trained_positions(config: JsonObject) -> int:
-    return config.integer("max_position_embeddings", least=1, most=_MAX_POSITIONS, default=2048)
-
-
-def _read_rope(config: JsonObject, head_dim: int) -> RopeSpec:
-    """The rotary kind and only the values that this kind uses, so that equal models read as equal."""
-    # transformers lets a non-empty rope_scaling (old) win over rope_parameters (new).
-    rope = (
-        config.object("rope_scaling") or config.object("rope_parameters") or config.empty("rope_parameters")
-    )
-    rope.refuse_nested()
-    kind = rope.string("rope_type", default=None) or rope.string("type", default="default")
-    theta_at = rope if rope.has("rope_theta") else config
-    theta = theta_at.number("rope_theta", above=1.0, default=10000.0)
-    for part in (rope, config):
-        if part.number("partial_rotary_factor", above=0.0, default=1.0) != 1.0:
-            raise part.error("partial_rotary_factor", "other than 1 is not supported")
-    trained = _trained_positions(config)
-    match kind:
-        case "default":
-            return RopeSpec(theta=theta)
-        case "linear":
-            return RopeSpec(kind="linear", theta=theta, factor=rope.number("factor", above=0.0))
-        case "dynamic":
-            if head_dim < 4:
-                raise config.error("head_dim", f"is {head_dim}; the rotary kind dynamic needs at least 4")
-            return RopeSpec(
-                kind="dynamic",
-                theta=theta,
-                factor=rope.number("factor", above=0.0),
-                original_positions=trained,
-            )
-        case "llama3":
-            low = rope.number("low_freq_factor", above=0.0)
-            high = rope.number("high_freq_factor", above=0.0)
-            if high <= low:
-                raise rope.error(
-                    "high_freq_factor", f"({high:g}) must be greater than low_freq_factor ({low:g})"
-                )
-            return RopeSpec(
-                kind="llama3",
-                theta=theta,
-                factor=rope.number("factor", above=0.0),
-                original_positions=_original_positions(config, rope, trained),
-                low_freq_factor=low,
-                high_freq_factor=high,
-            )
-        case "yarn":
-            return _read_yarn(config, rope, theta, trained)
-    raise rope.error("rope_type", f'is "{kind}"; supported: {", ".join(ROPE_KINDS)}')
-
-
-def _read_yarn(config: JsonObject, rope: JsonObject, theta: float, trained: int) -> RopeSpec:
-    original = _original_positions(config, rope, trained)
-    return RopeSpec(
-        kind="yarn",
-        theta=theta,
-        factor=rope.number("factor", above=0.0, default=trained / original),
-        original_positions=original,
-        beta_fast=rope.number("beta_fast", least=0.0, default=0.0) or 32.0,
-        beta_slow=rope.number("beta_slow", least=0.0, default=0.0) or 1.0,
-        attention_factor=rope.optional_number("attention_factor"),
-        mscale=rope.optional_number("mscale"),
-        mscale_all_dim=rope.optional_number("mscale_all_dim"),
-        truncate=rope.boolean("truncate", default=True),
-    )
-
-
-def _original_positions(config: JsonObject, rope: JsonObject, trained: int) -> int:
-    key = "original_max_position_embeddings"
-    place = config if config.has(key) else rope
-    return place.integer(key, least=1, most=_MAX_POSITIONS, default=trained)
-
-
-def _context(rope: RopeSpec, trained_positions: int) -> int:
-    """Positions that the model can use. `max_position_embeddings` is the window before scaling for `dynamic`,
-    and in many files of kind `yarn`; elsewhere it is the context itself."""
-    if rope.kind in ("dynamic", "yarn"):
-        scaled = min(int(rope.original_positions * rope.factor), _MAX_POSITIONS)
-        return max(trained_positions, scaled)
-    return trained_positions
 
 
 def _read_dtype(config: JsonObject) -> DType:
@@ -192,20 +114,25 @@ def _read_dtype(config: JsonObject) -> DType:
     return dtype
 
 
-def _read_bos(config: JsonObject, vocab_size: int) -> int | None:
-    # A key that is absent means transformers' default for Llama (1), an explicit null means none.
-    if config.is_null("bos_token_id"):
-        return None
-    bos = config.token_ids("bos_token_id", vocab_size) or ((1,) if vocab_size > 1 else ())
-    return bos[0] if bos else None
+def _read_bos(config: JsonObject, family: Family, vocab_size: int) -> int | None:
+    ids = _special_ids(config, "bos_token_id", family.bos, vocab_size)
+    return ids[0] if ids else None
 
 
-def _read_eos(model_dir: Path, config: JsonObject, vocab_size: int) -> tuple[int, ...]:
+def _read_eos(model_dir: Path, config: JsonObject, family: Family, vocab_size: int) -> tuple[int, ...]:
     generation_path = model_dir / "generation_config.json"
     if generation_path.exists():
         eos = read_json_object(generation_path).token_ids("eos_token_id", vocab_size)
         if eos:
             return eos
-    if config.is_null("eos_token_id"):
+    return _special_ids(config, "eos_token_id", family.eos, vocab_size)
+
+
+def _special_ids(config: JsonObject, key: str, usual: int | None, vocab_size: int) -> tuple[int, ...]:
+    """A key that is absent means the family's id, an explicit null none."""
+    if config.is_null(key):
         return ()
-    return config.token_ids("eos_token_id", vocab_size) or ((2,) if vocab_size > 2 else ())
+    given = config.token_ids(key, vocab_size)
+    if given or usual is None or usual >= vocab_size:
+        return given
+    return (usual,)

@@ -127,6 +127,15 @@ class JsonObject:
             raise self.error(key, f"must be a list of strings, not {_show(value)}")
         return value
 
+    def zeros_and_ones(self, key: str) -> list[bool] | None:
+        """A list of 0 and 1, or None when absent."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(type(item) is int and item in (0, 1) for item in value):
+            raise self.error(key, f"must be a list of 0 and 1, not {_show(value)}")
+        return [item == 1 for item in value]
+
     def token_ids(self, key: str, vocab_size: int) -> tuple[int, ...]:
         """A token id or a list of them, without repetitions; empty when absent."""
         value = self.values.get(key)

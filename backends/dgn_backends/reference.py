@@ -32,7 +32,7 @@ from dgn_backends.reference_math import (
     attention,
     tile_count,
 )
-from dgn_backends.rope import angles, cos_sin, rotate
+from dgn_backends.rope import angles, cos_sin
 from dgn_backends.span import Span
 from dgn_backends.step_check import check_step
 from dgn_backends.tensor import DType, Tensor
@@ -232,17 +232,14 @@ class ReferenceRunner:
         self, weights: BlockWeights, kv_block: int, batch: Sequence[_Placed], x: F32, cos: F32, sin: F32
     ) -> F32:
         """Attention of one block over the normed `x`, storing its keys and values."""
-        head_dim = self._config.block.head_dim
-        heads = (x.shape[0], TILE_ROWS, -1, head_dim)
-        q = rotate(weights.q(x).reshape(heads), cos, sin)
-        k = rotate(weights.k(x).reshape(heads), cos, sin)
-        v = weights.v(x).reshape(heads)
-        mixed = np.empty((x.shape[0], TILE_ROWS, q.shape[2] * head_dim), dtype=np.float32)
+        q, k, v = weights.heads(x, cos, sin)
+        spec = weights.spec
+        mixed = np.empty((x.shape[0], TILE_ROWS, spec.n_heads * spec.head_dim), dtype=np.float32)
         for placed in batch:
             kv, step = placed.sequence.kv, placed.step
             kv.write(kv_block, step.start, placed.rows_of(k), placed.rows_of(v))
             pages = kv.pages(kv_block, step.start + step.count)
-            placed.of(mixed)[...] = attention(placed.of(q), placed.first_tile, pages)
+            placed.of(mixed)[...] = attention(placed.of(q), placed.first_tile, pages, spec.window)
         return weights.o(mixed)
 
     def _logits(self, placed: _Placed, x: F32) -> Tensor:

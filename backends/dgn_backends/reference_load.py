@@ -41,7 +41,12 @@ def block_weights(config: ModelConfig, block: int, weights: Mapping[str, F32]) -
     def linear(name: str) -> Linear:
         return Linear(weights[f"{prefix}{name}.weight"], weights.get(f"{prefix}{name}.bias"))
 
+    def head_norm(name: str) -> Norm | None:
+        weight = weights.get(f"{prefix}self_attn.{name}.weight")
+        return None if weight is None else Norm(weight, eps)
+
     return BlockWeights(
+        spec=config.blocks[block],
         input_norm=Norm(weights[prefix + "input_layernorm.weight"], eps),
         q=linear("self_attn.q_proj"),
         k=linear("self_attn.k_proj"),
@@ -51,4 +56,6 @@ def block_weights(config: ModelConfig, block: int, weights: Mapping[str, F32]) -
         gate=linear("mlp.gate_proj"),
         up=linear("mlp.up_proj"),
         down=linear("mlp.down_proj"),
+        q_norm=head_norm("q_norm"),
+        k_norm=head_norm("k_norm"),
     )

@@ -22,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dgn_backends.kv import PAGE_POSITIONS
+from dgn_backends.model import BlockSpec
+from dgn_backends.rope import rotate
 
 F32 = npt.NDArray[np.float32]
 
@@ -50,13 +52,13 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Norm:
-    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467); weight [hidden_size]."""
+    """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467); weight [width]."""
 
     weight: F32
     eps: float
 
     def __call__(self, x: F32) -> F32:
-        """[..., hidden_size], each row alone."""
+        """[..., width], each row alone."""
         mean = np.mean(x * x, axis=-1, keepdims=True)
         y: F32 = x / np.sqrt(mean + np.float32(self.eps))
         y *= self.weight
@@ -65,8 +67,9 @@ class Norm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeights:
-    """The weights of one decoder block."""
+    """What `spec` describes: one decoder block's weights."""
 
+    spec: BlockSpec
     input_norm: Norm
     q: Linear
     k: Linear
@@ -76,6 +79,19 @@ class BlockWeights:
     gate: Linear
     up: Linear
     down: Linear
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    def heads(self, x: F32, cos: F32, sin: F32) -> tuple[F32, F32, F32]:
+        """Queries, keys and values of the normed `x`, each [tiles, TILE_ROWS, heads, head_dim], the first two
+        normed and rotated where the block does so."""
+        shape = (*x.shape[:2], -1, self.spec.head_dim)
+        q, k, v = (layer(x).reshape(shape) for layer in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.spec.rotary:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        return q, k, v
 
     def mlp(self, x: F32) -> F32:
         """down(silu(gate(x)) * up(x)), without the norm."""
@@ -112,13 +128,16 @@ def product(x: F32, weight: F32) -> F32:
     return y
 
 
-def attention(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
+def attention(
+    queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]], window: int | None = None
+) -> F32:
     """Causal attention with grouped key heads; scores and softmax in f32.
 
     `queries` [tiles, TILE_ROWS, n_heads, head_dim] stand at the positions from `first_tile * TILE_ROWS` on;
     `pages` hold the keys and values [n_kv_heads, PAGE_POSITIONS, head_dim] from position 0 on, up to the last
-    real query. Returns [tiles, TILE_ROWS, n_heads * head_dim]. Keys and values are broadcast to the query
-    heads that share them, never repeated.
+    real query. With a `window`, each query sees that many positions, its own the last of them. Returns
+    [tiles, TILE_ROWS, n_heads * head_dim]. Keys and values are broadcast to the query heads that share them,
+    never repeated.
     """
     tiles, rows, n_heads, head_dim = queries.shape
     n_kv_heads = pages[0][0].shape[0]
@@ -131,19 +150,24 @@ def attention(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -
     at_once = max(1, _SCORE_BYTES // (4 * n_heads * rows * PAGE_POSITIONS * len(pages)))
     for begin in range(0, tiles, at_once):
         some = slice(begin, begin + at_once)
-        by_head[some] = _attend(grouped[some], first_tile + begin, pages)
+        by_head[some] = _attend(grouped[some], first_tile + begin, pages, window)
     return out
 
 
-def _attend(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> F32:
-    """`queries` [tiles, n_kv_heads, group, TILE_ROWS, head_dim], scaled; the same shape comes back."""
+def _attend(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]], window: int | None) -> F32:
+    """`queries` [tiles, n_kv_heads, group, TILE_ROWS, head_dim], scaled; the same shape comes back.
+
+    Pages that no query here sees are left out. That changes no bits: what a page adds to the sums of a query
+    that does not see it is zero.
+    """
     tiles = queries.shape[0]
-    last = (first_tile + tiles) * TILE_ROWS - 1
-    pages = pages[: last // PAGE_POSITIONS + 1]
+    first, last = first_tile * TILE_ROWS, (first_tile + tiles) * TILE_ROWS - 1
+    first_page = 0 if window is None else max(0, first - window + 1) // PAGE_POSITIONS
+    pages = pages[first_page : last // PAGE_POSITIONS + 1]
     scores = np.empty((len(pages), *queries.shape[:4], PAGE_POSITIONS), dtype=np.float32)
     for index, (keys, _values) in enumerate(pages):
         np.matmul(queries, keys[:, None].swapaxes(-1, -2), out=scores[index])
-    _mask(scores, first_tile)
+        _mask(scores[index], first, (first_page + index) * PAGE_POSITIONS, window)
     scores -= scores.max(axis=(0, -1))[None, ..., None]  # a maximum is exact, in whatever order it is taken
     np.exp(scores, out=scores)
     page_sums = scores.sum(axis=-1)
@@ -156,11 +180,14 @@ def _attend(queries: F32, first_tile: int, pages: Sequence[tuple[F32, F32]]) -> 
     return mixed
 
 
-def _mask(scores: F32, first_tile: int) -> None:
-    """Sets to -inf the scores of keys after their query: only where a page reaches beyond the first query."""
-    n_pages, tiles = scores.shape[:2]
-    first = first_tile * TILE_ROWS
-    positions = np.arange(first, first + tiles * TILE_ROWS).reshape(tiles, 1, 1, TILE_ROWS, 1)
-    for index in range(first // PAGE_POSITIONS, n_pages):
-        key_positions = np.arange(index * PAGE_POSITIONS, (index + 1) * PAGE_POSITIONS)
-        np.copyto(scores[index], np.float32(-np.inf), where=key_positions > positions)
+def _mask(scores: F32, first: int, first_key: int, window: int | None) -> None:
+    """Sets to -inf the scores [tiles, n_kv_heads, group, TILE_ROWS, PAGE_POSITIONS] of a page's keys that lie
+    after their query or before its window; nothing is done where there are none."""
+    tiles = scores.shape[0]
+    last = first + tiles * TILE_ROWS - 1
+    positions = np.arange(first, last + 1).reshape(tiles, 1, 1, TILE_ROWS, 1)
+    keys = np.arange(first_key, first_key + PAGE_POSITIONS)
+    if first_key + PAGE_POSITIONS - 1 > first:
+        np.copyto(scores, np.float32(-np.inf), where=keys > positions)
+    if window is not None and first_key <= last - window:
+        np.copyto(scores, np.float32(-np.inf), where=keys <= positions - window)

@@ -1,5 +1,5 @@
-"""Random tiny Llamas as Hugging Face directories, for tests of backends and of daemons: every config
-variation, in well under a second.
+"""Random tiny models of every family as Hugging Face directories, for tests of backends and of daemons: every
+config variation, in well under a second.
 
 Written without transformers. Weights are scaled so that logits spread over a few units, attention is far
 from uniform, and positions matter: an error in any part of a block shows in the logits."""
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgn_backends.hf_config import read_config
+from dgn_backends.hf_families import FAMILIES
 from dgn_backends.tensor import STORAGE, DType, f32_to_bf16
 from dgn_backends.weights import HEAD, span_tensors, whole_model
 
@@ -34,9 +35,10 @@ CHATML = (
 
 @dataclass(frozen=True, slots=True)
 class TinyLlama:
-    """What to write. `rope` is the dict of `rope_scaling` (old) or `rope_parameters` (new), without
-    theta."""
+    """What to write. `rope` is the dict of `rope_scaling` (old) or `rope_parameters` (new), without theta;
+    what only some families have goes into `extra`."""
 
+    family: str = "llama"  #: the model_type of one of `hf_families.FAMILIES`
     seed: int = 0
     hidden_size: int = 32
     intermediate_size: int = 48
@@ -64,9 +66,10 @@ class TinyLlama:
 
     def config_json(self) -> dict[str, object]:
         """The content of config.json."""
+        (architecture,) = (name for name, known in FAMILIES.items() if known.model_type == self.family)
         config: dict[str, object] = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [architecture],
+            "model_type": self.family,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -120,7 +123,9 @@ def random_weights(directory: Path, tiny: TinyLlama) -> dict[str, npt.NDArray[np
     weights: dict[str, npt.NDArray[np.float32]] = {}
     for name, shape in span_tensors(config, whole_model(config)).items():
         values = rng.standard_normal(shape).astype(np.float32)
-        if name.endswith("norm.weight"):
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            values = 1.6 + 0.16 * values  # as large as the other families' queries and keys become, see below
+        elif name.endswith("norm.weight"):
             values = 1.0 + 0.1 * values
         elif name.endswith(".bias"):
             values *= 0.1

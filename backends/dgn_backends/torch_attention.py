@@ -7,6 +7,7 @@ one tile of queries and one page at a time. Knows nothing of weights."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,8 @@ from dgn_backends.torch_rows import RowTiles, pad_rows
 
 #: Positions of queries worked at once where no tiles are prescribed: bounds the scores' memory.
 _QUERIES_AT_ONCE = 64
+#: Stands for the peak of a row without any score: finite, so that differences from it are numbers.
+_LEAST = torch.finfo(torch.float32).min
 
 
 class PageReader:
@@ -38,18 +41,25 @@ class PageReader:
         return self._buffers[0], self._buffers[1]
 
 
-def attend(
-    q: torch.Tensor, kv: TorchKV, block: int, start: int, tiles: RowTiles, reader: PageReader
-) -> torch.Tensor:
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What queries attend over: one block of a sequence's KV, of which each sees the keys up to its own
+    position, or with a `window` only that many of them."""
+
+    kv: TorchKV
+    block: int
+    window: int | None = None
+
+
+def attend(q: torch.Tensor, keys: Keys, start: int, tiles: RowTiles, reader: PageReader) -> torch.Tensor:
     """Attention of queries `q`, f32 [count, n_heads, head_dim], already rotated and scaled, at the
-    positions from `start` on, over the keys and values up to each. Returns f32 [count, n_heads *
-    head_dim]."""
+    positions from `start` on. Returns f32 [count, n_heads * head_dim]."""
     count = q.shape[0]
     outputs: list[torch.Tensor] = []
     done = 0
     for rows in tiles.split(count) if tiles.sizes else _chunks(count):
         here = q[done : done + rows]
-        outputs.append(_attend_tile(pad_rows(here, rows), kv, block, start + done, reader)[: here.shape[0]])
+        outputs.append(_attend_tile(pad_rows(here, rows), keys, start + done, reader)[: here.shape[0]])
         done += rows
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -58,20 +68,26 @@ def _chunks(count: int) -> list[int]:
     return [min(_QUERIES_AT_ONCE, count - done) for done in range(0, count, _QUERIES_AT_ONCE)]
 
 
-def _attend_tile(q: torch.Tensor, kv: TorchKV, block: int, first: int, reader: PageReader) -> torch.Tensor:
+def _attend_tile(q: torch.Tensor, over: Keys, first: int, reader: PageReader) -> torch.Tensor:
     """`attend` for one tile of queries at positions `first` onwards. Rows of padding lie after the real
-    ones, and see whatever is there; nobody looks at them."""
+    ones, and see whatever is there; nobody looks at them.
+
+    Pages before the window of the first query are not read. A row that does not see a page that is read gets
+    exact zeros from it, so its bits do not depend on which tile it is in."""
     count, n_heads, head_dim = q.shape
-    n_kv_heads = kv.pages[0].shape[2]
+    pages = over.kv.pages
+    n_kv_heads = pages[0].shape[2]
     grouped = q.view(count, n_kv_heads, -1, head_dim).transpose(0, 1).reshape(n_kv_heads, -1, head_dim)
-    n_pages = min(-(-(first + count) // PAGE_POSITIONS), len(kv.pages))
+    first_page = 0 if over.window is None else max(0, first - over.window + 1) // PAGE_POSITIONS
+    end_page = min(-(-(first + count) // PAGE_POSITIONS), len(pages))
     peak = total = mixed = None
-    for index in range(n_pages):
-        keys, values = reader.read(kv, index, block)
+    for index in range(first_page, end_page):
+        keys, values = reader.read(over.kv, index, over.block)
         scores = torch.bmm(grouped, keys.transpose(1, 2))  # [n_kv_heads, count * group, PAGE]
-        if (index + 1) * PAGE_POSITIONS > first + 1:
-            _mask_future(scores, count, first, index * PAGE_POSITIONS)
+        _mask(scores, count, first, index * PAGE_POSITIONS, over.window)
         here = scores.amax(-1, keepdim=True)
+        if over.window is not None:
+            here.clamp_(min=_LEAST)  # a row may see nothing of its tile's first page
         if peak is None or total is None or mixed is None:
             peak = here
             weights = scores.sub_(peak).exp_()
@@ -89,12 +105,19 @@ def _attend_tile(q: torch.Tensor, kv: TorchKV, block: int, first: int, reader: P
     return out.reshape(count, n_heads * head_dim)
 
 
-def _mask_future(scores: torch.Tensor, count: int, first: int, first_key: int) -> None:
-    """Sets the scores of keys that lie after their query to minus infinity, in place."""
-    keys = torch.arange(first_key, first_key + PAGE_POSITIONS, device=scores.device)
-    queries = torch.arange(first, first + count, device=scores.device)
-    future = keys[None, :] > queries[:, None]
-    scores.view(scores.shape[0], count, -1, PAGE_POSITIONS).masked_fill_(future[None, :, None, :], -torch.inf)
+def _mask(scores: torch.Tensor, count: int, first: int, first_key: int, window: int | None) -> None:
+    """Sets the scores of a page's keys that lie after their query, or before its window, to minus infinity,
+    in place; nothing is done where there are none."""
+    has_future = first_key + PAGE_POSITIONS > first + 1
+    has_past = window is not None and first_key <= first + count - 1 - window
+    if not has_future and not has_past:
+        return
+    keys = torch.arange(first_key, first_key + PAGE_POSITIONS, device=scores.device)[None, :]
+    queries = torch.arange(first, first + count, device=scores.device)[:, None]
+    unseen = keys > queries
+    if window is not None:
+        unseen |= keys <= queries - window
+    scores.view(scores.shape[0], count, -1, PAGE_POSITIONS).masked_fill_(unseen[None, :, None, :], -torch.inf)
 
 
 def probes(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dgn_backends.model import BlockSpec
-from dgn_backends.torch_attention import PageReader, attend
+from dgn_backends.torch_attention import Keys, PageReader, attend
 from dgn_backends.torch_kv import TorchKV
 from dgn_backends.torch_linear import Linear
 from dgn_backends.torch_rows import RowTiles
@@ -59,9 +59,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates heads `x` [rows, heads, head_dim] in f32; the two halves hold the coordinates of the
-    pairs."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotates heads `x`, f32 [rows, heads, head_dim]; the two halves hold the coordinates of the pairs."""
+    first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
@@ -85,12 +84,17 @@ class TorchBlock:
     post_norm: torch.Tensor
     gate_up: Linear
     down: Linear
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the weights."""
-        norms = self.input_norm.numel() * 4 + self.post_norm.numel() * 4
-        return norms + sum(layer.n_bytes for layer in (self.qkv, self.out, self.gate_up, self.down))
+        norms = (self.input_norm, self.post_norm, self.q_norm, self.k_norm)
+        layers = (self.qkv, self.out, self.gate_up, self.down)
+        return sum(4 * norm.numel() for norm in norms if norm is not None) + sum(
+            layer.n_bytes for layer in layers
+        )
 
     def forward(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """Hidden states [rows, hidden_size] in, the same out; keys and values of the segments are
@@ -109,17 +113,24 @@ class TorchBlock:
         n, heads, kv_heads = normed.shape[0], spec.n_heads, spec.n_kv_heads
         qkv = self.qkv(normed, rows.tiles.linear).view(n, heads + 2 * kv_heads, spec.head_dim)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
-        queries = rotate(q, rows.cos, rows.sin).mul_(spec.head_dim**-0.5)
-        keys = rotate(k, rows.cos, rows.sin).to(qkv.dtype)
+        queries = self._placed(q, self.q_norm, rows) * spec.head_dim**-0.5
+        keys = self._placed(k, self.k_norm, rows).to(qkv.dtype)
         mixed = torch.zeros((n, heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
         for segment in rows.segments:
             here = slice(segment.first, segment.first + segment.count)
             block = self.number - segment.kv_block_offset
             segment.kv.write(block, segment.start, keys[here], v[here])
-            mixed[here] = attend(
-                queries[here], segment.kv, block, segment.start, rows.tiles.attention, rows.reader
-            )
+            over = Keys(segment.kv, block, spec.window)
+            mixed[here] = attend(queries[here], over, segment.start, rows.tiles.attention, rows.reader)
         return self.out(mixed, rows.tiles.linear)
+
+    def _placed(self, x: torch.Tensor, norm: torch.Tensor | None, rows: Rows) -> torch.Tensor:
+        """Heads [rows, heads, head_dim] of queries or keys in f32, normed and rotated where the block does
+        so."""
+        wide = x.float()
+        if norm is not None:
+            wide = rms_norm(wide, norm, self.spec.norm_eps)
+        return rotate(wide, rows.cos, rows.sin) if self.spec.rotary else wide
 
     def _down_f16(self, gate: torch.Tensor, up: torch.Tensor, tiles: RowTiles) -> torch.Tensor:
         """The MLP's last layer, f32: its input can be beyond f16 although its output is not, so each row is

@@ -83,7 +83,7 @@ class _Loader:
         return SpanWeights(blocks, embedding, final_norm, head)
 
     def _block(self, number: int) -> TorchBlock:
-        spec = self._request.config.block
+        spec = self._request.config.blocks[number]
         prefix = block_prefix(number)
 
         def layer(part: str, names: Sequence[str], has_bias: bool) -> Linear:
@@ -100,6 +100,8 @@ class _Loader:
             post_norm=self._norm(prefix + "post_attention_layernorm.weight"),
             gate_up=layer("mlp", ("gate", "up"), spec.mlp_bias),
             down=layer("mlp", ("down",), spec.mlp_bias),
+            q_norm=self._norm(prefix + "self_attn.q_norm.weight") if spec.qk_norm else None,
+            k_norm=self._norm(prefix + "self_attn.k_norm.weight") if spec.qk_norm else None,
         )
 
     def _linear(self, weights: Sequence[str], biases: Sequence[str] | None) -> Linear:

@@ -46,6 +46,8 @@ def block_tensors(config: ModelConfig) -> dict[str, Shape]:
         tensors[f"self_attn.{name}_proj.weight"] = (out, width)
         if block.o_bias if name == "o" else block.qkv_bias:
             tensors[f"self_attn.{name}_proj.bias"] = (out,)
+    if block.qk_norm:
+        tensors |= {f"self_attn.{name}_norm.weight": (block.head_dim,) for name in ("q", "k")}
     tensors["post_attention_layernorm.weight"] = (hidden,)
     for name, out, width in (("gate", inner, hidden), ("up", inner, hidden), ("down", hidden, inner)):
         tensors[f"mlp.{name}_proj.weight"] = (out, width)
