@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench_kit import conditions, report
-from bench_kit.direct_worker import DirectWorker, Timed
 from bench_kit.shapes import SHAPES, make_model
 from cluster import Cluster, Row, TestNode
 
 from dgn_backends.hf_config import read_config
-from dgn_backends.span import Span
+from dgn_backends.weights import whole_model
+from dgnd.bench.direct_worker import DirectWorker, Timed
 from dgnd.driver import MAX_CHUNK
 from dgnd.wire.messages import LoadSpans
 
@@ -105,11 +105,12 @@ def measure(setting: Setting, rounds: int, directory: Path) -> dict[str, list[Ti
         halves = {"lower": f"embed,0-{half - 1}", "upper": f"{half}-{blocks - 1},head"}
         one = stack.enter_context(daemons(directory / "one", setting, whole))
         two = stack.enter_context(daemons(directory / "two", setting, halves))
-        span = Span(0, blocks, embed=True, head=True)
-        alone = stack.enter_context(DirectWorker(load, span, {**os.environ, **setting.environment}))
+        span = whole_model(read_config(setting.model))
+        environment = {**os.environ, **setting.environment}
+        alone = stack.enter_context(DirectWorker(load, span, environment, MAX_CHUNK))
         ids, _ = through_dgnctl(one, setting)
         ways: list[tuple[str, Callable[[], Timed]]] = [
-            (WORKER, lambda: alone.generate(ids, setting.tokens, MAX_CHUNK, context)),
+            (WORKER, lambda: alone.generate(ids, setting.tokens, context)),
             (THROUGH, lambda: through_dgnctl(one, setting)[1]),
             (SPLIT, lambda: through_dgnctl(two, setting)[1]),
         ]

@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "map": ("dgnctl.models:show_map", "Show which peer serves which blocks."),
     "models": ("dgnctl.models:models", "List the configured models."),
     "cache": ("dgnctl.cache:cache", "List or forget what sessions keep in memory."),
+    "bench": ("dgnctl.bench:bench", "Measure how fast a model runs on this machine."),
     "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),
 }
 

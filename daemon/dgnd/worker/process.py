@@ -44,10 +44,11 @@ _PROGRESS_INTERVAL_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Asks the kernel to kill this process when the thread that started it ends (Linux; prctl(2))."""
+def die_with_parent(parent_pid: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Asks the kernel to send this process the signal `by` when the thread that started it ends (Linux;
+    prctl(2))."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent_pid:  # it died before the call
         os._exit(1)
 

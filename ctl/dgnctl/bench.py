@@ -1,0 +1,158 @@
+"""`dgnctl bench`: has a process of its own measure a model on this machine, and shows the figures.
+
+No daemon is needed; one that runs is asked for the path of a model that its configuration names. Knows
+nothing of how anything is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.output import emit, emit_json, size
+from dgnctl.terminal import ending_signals
+from dgnd.control.api import ModelInfo
+from dgnd.control.bench import BenchLine, BenchRequest, BenchResult
+from dgnd.errors import NoDaemon, SocketDenied, WorkerDied, error_from
+
+DEMO_MODEL: Final = "dgn-demo"
+_PATIENCE_S: Final = 15
+_QUANTS: Final = ("none", "int8", "int4", "int8-fast", "int4-fast")
+
+
+@click.command()
+@click.option(
+    "--model",
+    default=DEMO_MODEL,
+    metavar="PATH|NAME",
+    help="A Hugging Face directory, a model of the running dgnd, or one that comes along.",
+)
+@click.option("--backend", default="auto", help="The backend; auto takes the one that dgnd would.")
+@click.option("--quant", default="none", type=click.Choice(_QUANTS), help="How weights are stored.")
+@click.option(
+    "--dtype", default="auto", type=click.Choice(("auto", "f32", "bf16", "f16")), help="Of the rest."
+)
+@click.option("--threads", type=click.IntRange(1, 4096), help="Compute threads; else the backend's choice.")
+@click.option("--prompt-tokens", type=click.IntRange(1), help="512, or what the context has room for.")
+@click.option("--tokens", default=64, type=click.IntRange(2), show_default=True, help="Of one answer.")
+@click.option("--sessions", default=8, type=click.IntRange(1, 64), show_default=True, help="Side by side.")
+@click.option("--rounds", default=3, type=click.IntRange(1), show_default=True, help="Medians are of these.")
+@json_option
+@socket_option
+@click.pass_context
+def bench(ctx: click.Context, /, model: str, as_json: bool, **options: Any) -> None:
+    """Measure how fast a model runs on this machine.
+
+    A worker like dgnd's loads the model twice and answers random prompts; the speed of decoding is also given
+    as a share of what the machine's memory allows. Ctrl-C ends it.
+    """
+    request = BenchRequest(model=find_model(ctx, model), **options)
+    result = run(request, quiet=as_json)
+    if as_json:
+        emit_json(result)
+    else:
+        emit(describe(result))
+
+
+def find_model(ctx: click.Context, model: str) -> str:
+    """The directory of a model that is one or that the running dgnd knows, else the name as it stands."""
+    path = Path(model)
+    if path.is_dir():
+        return str(path.resolve())
+    try:
+        with connect_client(ctx) as client:
+            found: list[ModelInfo] = client.call("models.list")
+    except (NoDaemon, SocketDenied):
+        return model
+    return next((info.path for info in found if info.name == model), model)
+
+
+def run(request: BenchRequest, quiet: bool) -> BenchResult:
+    """Measures in a child, which is gone when this returns; says on stderr what it does, unless `quiet`.
+
+    Raises:
+        DgnError: what the child reports; WorkerDied where it ends without a word.
+    """
+    show = not quiet and sys.stderr.isatty()
+    result: BenchResult | None = None
+    with _child(request) as child:
+        assert child.stdout is not None
+        for raw in child.stdout:
+            line = msgspec.json.decode(raw, type=BenchLine)
+            if line.progress is not None and show:
+                click.echo(f"\r\x1b[K{line.progress.what} ...", err=True, nl=False)
+                continue
+            if show:
+                click.echo("\r\x1b[K", err=True, nl=False)
+            if line.failure is not None:
+                raise error_from(line.failure.kind, line.failure.message, {})
+            result = line.result
+    if result is not None:
+        return result
+    raise WorkerDied(f"the process that measures ended with exit code {child.returncode}")
+
+
+@contextmanager
+def _child(request: BenchRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """The child; told to end, and waited for, whatever happens here."""
+    with ending_signals():
+        command = [
+            sys.executable,
+            "-m",
+            "dgnd.bench",
+            msgspec.json.encode(request).decode(),
+            str(os.getpid()),
+        ]
+        # In a session of its own a Ctrl-C doesn't reach it at an awkward moment of its start.
+        with subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
+        ) as child:
+            try:
+                yield child
+            finally:
+                if child.poll() is None:
+                    child.terminate()
+                try:
+                    child.wait(_PATIENCE_S)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+
+
+def describe(result: BenchResult) -> str:
+    """For people, in 80 columns."""
+    threads = "threads of the backend's choice" if result.threads is None else f"{result.threads} thread(s)"
+    gigabytes = (
+        f"{result.bandwidth_bytes_s / 1e9:.1f} GB/s, {result.best_bandwidth_bytes_s / 1e9:.1f} at best"
+    )
+    rows = [
+        ("backend", f"{result.backend}, {result.dtype}, quant {result.quant}, {threads}"),
+        ("parameters", f"{result.parameters:,} in {result.blocks} blocks"),
+        ("load", f"{result.load_first_s:.2f} s, again {result.load_second_s:.2f} s"),
+        ("weights", f"{size(result.weights_bytes)}; {size(result.read_bytes)} read for a token"),
+        ("memory", f"{size(result.rss_bytes)} resident, {size(result.pss_bytes)} proportional"),
+        (
+            "at most",
+            f"{size(result.first_peak_rss_bytes)} while loading, again {size(result.peak_rss_bytes)}",
+        ),
+        ("bandwidth", gigabytes),
+        ("ceiling", f"{result.ceiling_tok_s:.1f} tok/s of decode"),
+    ]
+    speeds = [
+        (f"prefill, {result.prompt_tokens} tokens", result.prefill_tok_s, ""),
+        (f"decode, {result.tokens} tokens", result.decode_tok_s, f"{result.decode_share:.0%}"),
+        (f"decode, {result.sessions} sessions", result.sessions_tok_s, f"{result.sessions_share:.0%}"),
+    ]
+    lines = [f"{result.model}", *(f"  {name:<11} {value}" for name, value in rows), ""]
+    lines.append(f"  {'median of ' + str(result.rounds):<24}{'tok/s':>10}{'of the ceiling':>18}")
+    lines += [f"  {name:<24}{speed:>10.1f}{share:>18}" for name, speed, share in speeds]
+    return "\n".join(lines) + "\n"
