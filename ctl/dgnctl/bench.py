@@ -83,22 +83,20 @@ def run(request: BenchRequest, quiet: bool) -> BenchResult:
         DgnError: what the child reports; WorkerDied where it ends without a word.
     """
     show = not quiet and sys.stderr.isatty()
-    result: BenchResult | None = None
+    last = BenchLine()
     with _child(request) as child:
         assert child.stdout is not None
-        for raw in child.stdout:
-            line = msgspec.json.decode(raw, type=BenchLine)
-            if line.progress is not None and show:
-                click.echo(f"\r\x1b[K{line.progress.what} ...", err=True, nl=False)
-                continue
+        for raw in child.stdout:  # to its end, so that it ends by itself
+            last = msgspec.json.decode(raw, type=BenchLine)
             if show:
-                click.echo("\r\x1b[K", err=True, nl=False)
-            if line.failure is not None:
-                raise error_from(line.failure.kind, line.failure.message, {})
-            result = line.result
-    if result is not None:
-        return result
-    raise WorkerDied(f"the process that measures ended with exit code {child.returncode}")
+                click.echo(
+                    f"\r\x1b[K{last.progress.what} ..." if last.progress else "\r\x1b[K", err=True, nl=False
+                )
+    if last.failure is not None:
+        raise error_from(last.failure.kind, last.failure.message, {})
+    if last.result is None:
+        raise WorkerDied(f"the process that measures ended with exit code {child.returncode}")
+    return last.result
 
 
 @contextmanager
