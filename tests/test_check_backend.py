@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from dgn_backends.api import LoadRequest, Progress, SpanRunner, Step, StepOutput
+from dgn_backends.kv import PAGE_POSITIONS
 from dgn_backends.reference import ReferenceBackend, ReferenceRunner
+from dgn_backends.reference_math import BlockWeights
 from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 from dgn_backends.testing import CHECKS, ConformanceError, check_backend
@@ -183,6 +185,55 @@ class NotInvariant(Broken):
         return StepOutput(nudge(output.hidden), nudge(output.logits))
 
 
+class OtherBlocks(Broken):
+    """Computes with blocks that are not those of the model."""
+
+    def __init__(self, inner: ReferenceRunner) -> None:
+        super().__init__(inner)
+        inner._blocks = {number: self.other(block) for number, block in inner._blocks.items()}
+
+    def other(self, block: BlockWeights) -> BlockWeights:
+        raise NotImplementedError
+
+
+class NoWindow(OtherBlocks):
+    def other(self, block: BlockWeights) -> BlockWeights:
+        return replace(block, spec=replace(block.spec, window=None))
+
+
+class WindowEverywhere(OtherBlocks):
+    """Takes the window of some blocks for that of the model."""
+
+    def other(self, block: BlockWeights) -> BlockWeights:
+        windows = {spec.window for spec in self.inner._config.blocks} - {None}
+        return replace(block, spec=replace(block.spec, window=min(windows, default=None)))
+
+
+class RotatesEveryBlock(OtherBlocks):
+    def other(self, block: BlockWeights) -> BlockWeights:
+        return replace(block, spec=replace(block.spec, rotary=True))
+
+
+class NoHeadNorms(OtherBlocks):
+    def other(self, block: BlockWeights) -> BlockWeights:
+        return replace(block, q_norm=None, k_norm=None)
+
+
+class DropsBehindWindow(Broken):
+    """Gives up keys and values once every window has passed them."""
+
+    def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
+        outputs = self.inner.forward(steps)
+        for step in steps:
+            sequence = self.inner._sequences[step.sequence]
+            for number, block in enumerate(self.inner._config.blocks):
+                behind = sequence.kv.length - (block.window or sequence.kv.length)
+                if sequence.span.start <= number < sequence.span.stop:
+                    for page in sequence.kv._pages[: behind // PAGE_POSITIONS]:
+                        page[number - sequence.span.start] = 0.0
+        return outputs
+
+
 class NaNWhenLarge(Broken):
     """Squares in f16, as a norm that is not widened would."""
 
@@ -218,6 +269,11 @@ class NaNWhenLarge(Broken):
         (WholeMask, "small-masks"),
         (NotInvariant, "row-invariance"),
         (NaNWhenLarge, "large-values"),
+        (NoWindow, "reference"),
+        (WindowEverywhere, "reference"),
+        (RotatesEveryBlock, "reference"),
+        (NoHeadNorms, "reference"),
+        (DropsBehindWindow, "rollback"),
     ],
 )
 def test_a_broken_runner_is_caught(breakage: type[Broken], check: str) -> None:

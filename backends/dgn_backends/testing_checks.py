@@ -11,7 +11,7 @@ from dgn_backends.api import SpanRunner
 from dgn_backends.span import Span
 from dgn_backends.testing_kit import F32, Bench, Ids, step_of
 
-_RESULTS = ("grouped", "biased", "dynamic")
+_RESULTS = ("grouped", "biased", "dynamic", "windowed", "head-norms", "part-rotary")
 _POSITIONS = 200
 
 
@@ -146,29 +146,30 @@ def check_interleaved(bench: Bench) -> None:
 
 def check_rollback(bench: Bench) -> None:
     """After `truncate`, another continuation gives what it gives in a new sequence: nothing of the old one
-    is left."""
-    runner = bench.load("grouped")
-    first, second = bench.ids("grouped", 330, seed=3), bench.ids("grouped", 330, seed=4)
-    runner.open(1, runner.span, 330)
-    bench.forward(runner, [step_of(runner.span, 1, 0, first)])
-    kept: Ids = first
-    for length in (329, 300, 257, 256, 64, 63, 1, 0):
-        runner.truncate(1, length)
-        bench.require(
-            runner.length(1) == length, f"length is {runner.length(1)} after truncation to {length}"
-        )
-        kept = np.concatenate([kept[:length], second[length : length + 9]])
-        (got,) = bench.forward(runner, [step_of(runner.span, 1, length, kept[length:])])
-        wanted = bench.run(runner, kept, [len(kept)], sequence=2)[length:]
-        bench.same(runner, got, wanted, f"continued after truncation to {length}")
-    runner.close(1)
+    is left, and nothing that a sliding window had left behind is missing."""
+    for name in ("grouped", "windowed"):
+        runner = bench.load(name)
+        first, second = bench.ids(name, 330, seed=3), bench.ids(name, 330, seed=4)
+        runner.open(1, runner.span, 330)
+        bench.forward(runner, [step_of(runner.span, 1, 0, first)])
+        kept: Ids = first
+        for length in (329, 300, 257, 256, 64, 63, 1, 0):
+            runner.truncate(1, length)
+            bench.require(
+                runner.length(1) == length, f"length is {runner.length(1)} after truncation to {length}"
+            )
+            kept = np.concatenate([kept[:length], second[length : length + 9]])
+            (got,) = bench.forward(runner, [step_of(runner.span, 1, length, kept[length:])])
+            wanted = bench.run(runner, kept, [len(kept)], sequence=2)[length:]
+            bench.same(runner, got, wanted, f'model "{name}", continued after truncation to {length}')
+        runner.close(1)
 
 
 def check_row_invariance(bench: Bench) -> None:
     """Where `row_invariant` is declared, a row's bits depend on its own input and KV alone, in many random
     cuts and companies. (Other checks compare bits as well where it is declared.)"""
     random = np.random.default_rng(7)
-    for name in ("grouped", "biased"):
+    for name in ("grouped", "biased", "windowed", "head-norms"):
         _, config = bench.model(name)
         runner = bench.load(name, Span(0, config.n_blocks, head=True))
         if not runner.row_invariant:

@@ -34,7 +34,8 @@ _LLAMA3 = {
 }
 _SMALL = TinyLlama(vocab_size=96, tokenizer=False)
 
-#: The models that checks use, by name. The last three are narrow, but for what they are to make large.
+#: The models that checks use, by name; together they have every part that a block can have. The last three
+#: are narrow, but for what they are to make large.
 MODELS: dict[str, TinyLlama] = {
     "grouped": _SMALL,
     "biased": TinyLlama(
@@ -59,6 +60,38 @@ MODELS: dict[str, TinyLlama] = {
         n_kv_heads=4,
         max_positions=64,
         rope={"rope_type": "dynamic", "factor": 8.0},
+        tokenizer=False,
+    ),
+    "windowed": TinyLlama(
+        family="qwen2",
+        seed=3,
+        n_blocks=3,
+        vocab_size=96,
+        tied=True,
+        theta=1e6,
+        extra={"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1},
+        tokenizer=False,
+    ),
+    "head-norms": TinyLlama(
+        family="qwen3",
+        seed=4,
+        n_blocks=3,
+        n_kv_heads=1,
+        head_dim=16,
+        vocab_size=96,
+        extra={
+            "use_sliding_window": True,
+            "sliding_window": 100,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        tokenizer=False,
+    ),
+    "part-rotary": TinyLlama(
+        family="smollm3",
+        seed=5,
+        n_blocks=3,
+        vocab_size=96,
+        extra={"no_rope_layers": [1, 0, 1]},
         tokenizer=False,
     ),
     "much-kv": TinyLlama(

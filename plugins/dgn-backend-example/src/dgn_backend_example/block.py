@@ -28,12 +28,15 @@ class Block:
 
     def queries_keys_values(self, x: F64, cos: F64, sin: F64) -> tuple[F64, F64, F64]:
         """The first half of attention for hidden states [rows, hidden_size]: heads [rows, n, head_dim], q
-        and k rotated, q scaled."""
+        and k normed and rotated where the block does so, q scaled."""
         heads = (len(x), -1, self.spec.head_dim)
         normed = norm(x, self._weights["input_layernorm.weight"], self.spec.norm_eps)
-        q = rotate(self._linear("self_attn.q_proj", normed).reshape(heads), cos, sin)
-        k = rotate(self._linear("self_attn.k_proj", normed).reshape(heads), cos, sin)
-        v = self._linear("self_attn.v_proj", normed).reshape(heads)
+        q, k, v = (self._linear(f"self_attn.{name}_proj", normed).reshape(heads) for name in "qkv")
+        if self.spec.qk_norm:
+            q = norm(q, self._weights["self_attn.q_norm.weight"], self.spec.norm_eps)
+            k = norm(k, self._weights["self_attn.k_norm.weight"], self.spec.norm_eps)
+        if self.spec.rotary:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q / np.sqrt(self.spec.head_dim), k, v
 
     def finish(self, x: F64, mixed: F64) -> F64:
@@ -68,34 +71,40 @@ def rotate(x: F64, cos: F64, sin: F64) -> F64:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def attend(q: F64, start: int, pages: Sequence[tuple[F32, F32]]) -> F64:
+def attend(q: F64, start: int, pages: Sequence[tuple[F32, F32]], window: int | None) -> F64:
     """Causal attention of queries [rows, n_heads, head_dim] at positions `start` onwards over the pages of
-    one sequence's KV, each of K and V [n_kv_heads, page positions, head_dim]. Returns [rows, n_heads *
-    head_dim].
+    one sequence's KV, each of K and V [n_kv_heads, page positions, head_dim]. With a `window`, a query sees
+    that many positions, its own the last of them. Returns [rows, n_heads * head_dim].
 
     The query heads that share a KV head are an axis of their own, so K and V are never repeated; pages are
     used where they lie; and the softmax is carried from page to page, so that no row of scores is ever whole.
     """
     tiles = [
-        _attend_tile(q[first : first + QUERIES_AT_ONCE], start + first, pages)
+        _attend_tile(q[first : first + QUERIES_AT_ONCE], start + first, pages, window)
         for first in range(0, len(q), QUERIES_AT_ONCE)
     ]
     return np.concatenate(tiles)
 
 
-def _attend_tile(q: F64, start: int, pages: Sequence[tuple[F32, F32]]) -> F64:
+def _attend_tile(q: F64, start: int, pages: Sequence[tuple[F32, F32]], window: int | None) -> F64:
     rows, n_heads, head_dim = q.shape
     n_kv_heads, page_positions, _ = pages[0][0].shape
     grouped = q.reshape(rows, n_kv_heads, -1, head_dim).swapaxes(0, 1).reshape(n_kv_heads, -1, head_dim)
-    peak = np.full((*grouped.shape[:2], 1), -np.inf)
+    # Finite, since a row may see nothing of the first page that its tile looks at.
+    peak = np.full((*grouped.shape[:2], 1), np.finfo("f8").min)
     total, mixed = np.zeros_like(peak), np.zeros_like(grouped)
     positions = np.repeat(np.arange(start, start + rows), n_heads // n_kv_heads)[:, None]
     for index, (keys, values) in enumerate(pages):
         first_key = index * page_positions
         if first_key >= start + rows:
             break  # all of this page lies in the future of these queries
+        if window is not None and first_key + page_positions <= start - window + 1:
+            continue  # all of it lies before the window of the first of them
         scores = grouped @ keys.astype("f8").swapaxes(1, 2)  # [n_kv_heads, rows * heads of a group, page]
-        scores[:, np.arange(first_key, first_key + page_positions) > positions] = -np.inf
+        keys_at = np.arange(first_key, first_key + page_positions)
+        scores[:, keys_at > positions] = -np.inf
+        if window is not None:
+            scores[:, keys_at <= positions - window] = -np.inf
         higher = np.maximum(peak, scores.max(axis=-1, keepdims=True))
         weights = np.exp(scores - higher)
         shrink = np.exp(peak - higher)

@@ -110,7 +110,7 @@ class ExampleRunner:
             for name, array in self._weights.items()
             if name.startswith(prefix)
         }
-        return Block(self._config.block, named)
+        return Block(self._config.blocks[number], named)  # blocks may differ in window and rotation
 
     def _run(self, step: Step, sequence: _Sequence) -> StepOutput:
         span, kv, stop = sequence.span, sequence.kv, step.start + step.count
@@ -128,7 +128,7 @@ class ExampleRunner:
             block = self._blocks[span.start - self.span.start + index]
             q, k, v = block.queries_keys_values(x, cos, sin)
             kv.write(index, step.start, k.astype("f4"), v.astype("f4"))
-            x = block.finish(x, attend(q, step.start, kv.pages(index, stop)))
+            x = block.finish(x, attend(q, step.start, kv.pages(index, stop), block.spec.window))
         kv.commit(stop)
         if not span.head:
             return StepOutput(hidden=Tensor.from_f32(x.astype("f4"), self.dtype))
