@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes .venv ready: checks the system packages, creates the environment, installs the pinned versions.
 #
-#   scripts/bootstrap.sh demo     what the daemon needs (no torch)
+#   scripts/bootstrap.sh demo     what a node on the CPU needs: the daemon and ONNX Runtime (no torch)
 #   scripts/bootstrap.sh test     everything: torch, linters, test tools
 #
 # Fast when nothing changed; safe when two run at once; starts over after an interrupted run. Says everything on
@@ -101,12 +101,12 @@ fi
 pip_version=$(sed -n 's/^pip==//p' constraints.txt)
 case $kind in
     demo)
-        say "installing the daemon and its libraries into .venv; the first time this takes some minutes"
-        set -- -e .
+        say "installing the daemon, ONNX Runtime and their libraries into .venv; the first time this takes some minutes"
+        set -- -e '.[onnx]'
         ;;
     test)
-        say "installing the daemon, torch and the test tools into .venv; the first time this takes some minutes"
-        set -- -e '.[torch]' --group dev
+        say "installing the daemon, its backends and the test tools into .venv; the first time this takes some minutes"
+        set -- -e '.[all]' --group dev
         ;;
 esac
 pip() { .venv/bin/python -m pip --disable-pip-version-check --no-input "$@" </dev/null >&2 9<&-; }

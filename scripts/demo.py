@@ -156,7 +156,7 @@ def config_of(node: Node, nodes: list[Node]) -> str:
         "[control]",
         f"socket = {quote(str(node.socket))}",
         f"[models.{MODEL}]",
-        'backend = "reference"',
+        'backend = "onnx"',
         f"threads = {threads}",
     ]
     for peer in nodes:

@@ -11,7 +11,7 @@ import psutil
 from cluster import Cluster, Row
 from tiny_llama import make_tiny_llama
 
-COMPUTE = ("torch", "onnxruntime", "transformers")
+COMPUTE = ("torch", "onnx", "onnxruntime", "transformers")
 #: What py-libp2p's packages would bring, and nothing here uses (dgnd.p2p.slim_libp2p).
 UNUSED = ("zeroconf", "requests", "httpx", "rich", "libp2p.host", "libp2p.kad_dht", "libp2p.relay")
 

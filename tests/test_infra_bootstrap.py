@@ -108,7 +108,7 @@ def test_installs_once_and_is_then_fast(checkout: Checkout) -> None:
     assert code == 0, err
     assert "creating .venv" in err
     (install,) = checkout.installs
-    assert "--constraint constraints.txt --build-constraint constraints.txt -e ." in install
+    assert "--constraint constraints.txt --build-constraint constraints.txt -e .[onnx]" in install
     assert "torch" not in install
     assert checkout.run() == (0, "")
     assert checkout.installs == []
@@ -117,7 +117,7 @@ def test_installs_once_and_is_then_fast(checkout: Checkout) -> None:
 def test_the_tests_need_more_and_hold_what_the_demo_needs(checkout: Checkout) -> None:
     checkout.run("demo")
     checkout.run("test")
-    assert ["-e .[torch] --group dev" in install for install in checkout.installs] == [False, True]
+    assert ["-e .[all] --group dev" in install for install in checkout.installs] == [False, True]
     assert checkout.run("demo") == (0, "")
     assert checkout.run("test") == (0, "")
     assert checkout.installs == []

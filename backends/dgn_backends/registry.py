@@ -68,7 +68,7 @@ def choose_backend(setting: str = "auto") -> str:
             return name
     raise BackendUnavailable(
         f"no usable backend is installed ({_listing(entries)}); "
-        "install one: pip install 'distributed-gpt-node[torch]'"
+        "install one: pip install 'distributed-gpt-node[onnx]'"
     )
 
 

@@ -6,14 +6,12 @@ Knows nothing of sequences; those are the runner's.
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from dgn_backends.api import LoadRequest, Progress
+from dgn_backends.cpu_digest import cpu_digest
 from dgn_backends.errors import BackendUnavailable, LimitError
 from dgn_backends.model import ModelConfig
 from dgn_backends.tensor import DType
@@ -118,22 +116,8 @@ def _numerics(device: torch.device, dtype: DType, tiles: Tiles) -> str:
         machine = f"cuda{torch.version.cuda}-sm{major}{minor}"
     else:
         machine = (
-            f"cpu-{torch.backends.cpu.get_cpu_capability()}-{_cpu_digest()}-threads{torch.get_num_threads()}"
+            f"cpu-{torch.backends.cpu.get_cpu_capability()}-{cpu_digest()}-threads{torch.get_num_threads()}"
         )
     linear, attention = ("+".join(map(str, rows.sizes)) or "any" for rows in (tiles.linear, tiles.attention))
     shapes = f"rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}"
     return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{machine}/{shapes}"
-
-
-def _cpu_digest() -> str:
-    """Eight digits that stand for the CPU's model, caches and instruction sets: libraries choose kernels by
-    them."""
-    described = platform.machine() + platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    kept = [
-        line for line in lines if line.split("\t")[0] in ("model name", "flags", "cache size", "Features")
-    ]
-    return hashlib.blake2s("\n".join([described, *kept]).encode(), digest_size=4).hexdigest()

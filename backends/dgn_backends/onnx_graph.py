@@ -1,0 +1,118 @@
+"""A graph of ONNX operators that grows node by node, with its weights beside it.
+
+Weights stay NumPy arrays, often views of mapped files: the graph only names them, and the session is given
+their addresses. Knows nothing of blocks or of ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+Array = npt.NDArray[np.generic]
+Attribute = int | float | str
+
+#: The domain of the fused operators.
+FUSED = "com.microsoft"
+_OPSETS = (("", 21), (FUSED, 1))
+_IR_VERSION = 10
+_TYPES = {"f32": TensorProto.FLOAT, "i32": TensorProto.INT32}
+
+
+class GraphBuilder:
+    """Nodes in the order of computation, the graph's inputs and outputs, and `weights` by name."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Array] = {}
+        self._nodes: list[NodeProto] = []
+        self._inputs: dict[str, tuple[str, Sequence[int | str]]] = {}
+        self._outputs: dict[str, tuple[str, Sequence[int | str]]] = {}
+        self._count = 0
+
+    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
+        """Declares an input ("f32" or "i32"; names in `shape` are free dimensions); the name again."""
+        self._inputs[name] = (dtype, shape)
+        return name
+
+    def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+        """Declares that the value `name` is an output."""
+        self._outputs[name] = (dtype, shape)
+
+    def weight(self, name: str, array: Array) -> str:
+        """Adds a weight; the name again."""
+        self.weights[name] = array
+        return name
+
+    def constant(self, values: Sequence[int]) -> str:
+        """The name of an i64 [n] constant that holds `values`, such as a shape."""
+        name = "const." + ".".join(map(str, values))
+        if name not in self.weights:
+            self.weights[name] = np.array(values, np.int64)
+        return name
+
+    def node(self, op: str, inputs: Sequence[str], *, domain: str = "", **attributes: Attribute) -> str:
+        """Adds a node with one output; the output's name. An empty input is one that is left out."""
+        name = self.new_name(op)
+        self.nodes_to([name], op, inputs, domain=domain, **attributes)
+        return name
+
+    def nodes_to(
+        self,
+        outputs: Sequence[str],
+        op: str,
+        inputs: Sequence[str],
+        *,
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> None:
+        """Adds a node that writes the values `outputs`; an empty one is left out."""
+        given = list(inputs)
+        while given and not given[-1]:
+            given.pop()
+        node = helper.make_node(op, given, outputs, name=self.new_name(op), domain=domain)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self._nodes.append(node)
+
+    def new_name(self, stem: str) -> str:
+        """A name that nothing has yet."""
+        self._count += 1
+        return f"{stem}.{self._count}"
+
+    def model(self) -> ModelProto:
+        """The finished model. Small constants are in it; the weights are named as data that lies
+        elsewhere."""
+        graph = GraphProto(name="span")
+        graph.node.extend(self._nodes)
+        graph.input.extend(_values(self._inputs))
+        graph.output.extend(_values(self._outputs))
+        graph.initializer.extend(_initializer(name, array) for name, array in self.weights.items())
+        opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+
+    def external_weights(self) -> dict[str, Array]:
+        """The weights that `model` names without holding them."""
+        return {name: array for name, array in self.weights.items() if not _is_small(array)}
+
+
+def _is_small(array: Array) -> bool:
+    return array.dtype == np.int64
+
+
+def _initializer(name: str, array: Array) -> TensorProto:
+    tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+    if _is_small(array):
+        tensor.raw_data = array.tobytes()
+    else:
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="memory")
+    return tensor
+
+
+def _values(declared: dict[str, tuple[str, Sequence[int | str]]]) -> list[ValueInfoProto]:
+    return [
+        helper.make_tensor_value_info(name, _TYPES[dtype], list(shape))
+        for name, (dtype, shape) in declared.items()
+    ]

@@ -1,0 +1,95 @@
+"""The sessions of a span: one for all of it, until somebody wants a part alone.
+
+A part can't be run out of a session, and a second session for it would hold its weights twice. So the span is
+cut where parts begin and end, and its sessions are made anew around the cuts. Knows nothing of sequences.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from dgn_backends.api import LoadRequest
+from dgn_backends.onnx_block import add_block, add_end, add_head, declare_inputs
+from dgn_backends.onnx_graph import GraphBuilder
+from dgn_backends.onnx_load import SpanFiles
+from dgn_backends.onnx_session import Segment, SpanSession, session_options
+from dgn_backends.span import Span
+from dgn_backends.tensor import STORAGE, Tensor
+
+F32 = npt.NDArray[np.float32]
+
+
+class Segments:
+    """The loaded weights of the request's span, as sessions in the order of computation, and the embedding,
+    whose rows are picked straight from its mapped file."""
+
+    def __init__(self, request: LoadRequest, files: SpanFiles) -> None:
+        self.span = request.span
+        self.config = request.config
+        self.weights_bytes = 0
+        self._threads = request.threads
+        self._files = files
+        self._embedding = files.embedding() if request.span.embed else None
+        # Places of the span's units in a line: block i at i, the head behind the last block.
+        self._line = range(request.span.start, request.span.stop + request.span.head)
+        self._cuts: set[int] = set()
+        self._sessions: list[SpanSession] = []
+        self._make()
+        if self._embedding is not None and not (request.span.head and request.config.tied_head):
+            self.weights_bytes += len(self._embedding.data)
+
+    def separate(self, part: Span) -> None:
+        """Makes `part` a run of sessions of its own, unless it is one already."""
+        needed = {part.start, part.stop + part.head} & set(self._line[1:])
+        if needed <= self._cuts:
+            return
+        self._cuts |= needed
+        self._make()
+
+    def sessions(self, part: Span) -> list[SpanSession]:
+        """The sessions of a part that was separated."""
+        first, last = part.start, part.stop + part.head
+        return [
+            session
+            for session in self._sessions
+            if first <= session.segment.start and session.segment.stop + session.segment.has_head <= last
+        ]
+
+    def embed(self, ids: npt.NDArray[np.generic]) -> F32:
+        """Hidden states [n, hidden_size] of token ids [n]."""
+        assert self._embedding is not None
+        rows = self._embedding.to_numpy()[ids]
+        assert rows.dtype == STORAGE[self._embedding.dtype]
+        return Tensor.from_numpy(rows, self._embedding.dtype).to_f32()
+
+    def _make(self) -> None:
+        self._sessions.clear()  # frees the weights before they are loaded again
+        weights_bytes = 0
+        borders = sorted({self._line.start, *self._cuts, self._line.stop})
+        for start, stop in itertools.pairwise(borders):
+            blocks = range(start, min(stop, self.span.stop))
+            session, n_bytes = self._session(blocks, has_head=stop > self.span.stop)
+            self._sessions.append(session)
+            weights_bytes += n_bytes
+        if not self.weights_bytes:
+            self.weights_bytes = weights_bytes
+
+    def _session(self, blocks: range, has_head: bool) -> tuple[SpanSession, int]:
+        """The session of some blocks and perhaps the head, and the bytes of its weights."""
+        graph = GraphBuilder()
+        config = self.config
+        x = declare_inputs(graph, config.block, bool(blocks), has_head)
+        for number in blocks:
+            x = add_block(graph, number, config.blocks[number], self._files.block(number), x)
+        if has_head:
+            norm, head = self._files.final_norm(), self._files.head()
+            add_head(graph, config.block, norm, head, config.vocab_size, x)
+        else:
+            add_end(graph, config.block, x)
+        kv_blocks = range(blocks.start - self.span.start, blocks.stop - self.span.start)
+        segment = Segment(blocks.start, blocks.stop, has_head, kv_blocks)
+        n_bytes = sum(array.nbytes for array in graph.external_weights().values())
+        return SpanSession(segment, graph, session_options(self._threads)), n_bytes

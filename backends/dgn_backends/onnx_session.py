@@ -1,0 +1,162 @@
+"""One ONNX Runtime session for a run of blocks, and for the head: made from a graph, run on memory bound by
+address, so that nothing is copied.
+
+Knows nothing of files or of sequences.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from dgn_backends.onnx_batch import Grid
+from dgn_backends.onnx_graph import Array, GraphBuilder
+from dgn_backends.onnx_kv import SlotPool
+from dgn_backends.onnx_rope import RopeTable
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+
+#: Bindings kept, for runs of few rows: decode comes again and again in the same shape.
+_BINDINGS_KEPT = 16
+_ROWS_KEPT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Blocks `[start, stop)` of the model, then perhaps the head. `kv_blocks` are the blocks' places in the
+    slot pools."""
+
+    start: int
+    stop: int
+    has_head: bool
+    kv_blocks: range
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where the KV of a run's slots lie, and the angles of its positions."""
+
+    pool: SlotPool
+    table: RopeTable
+
+
+def session_options(threads: int | None) -> ort.SessionOptions:
+    """Options of every session: `threads` of its own, which spin while a run lasts and sleep between runs."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Weights go to memory of their own, not into an arena that grows by doubling.
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return options
+
+
+class SpanSession:
+    """The session of `segment`. Weights that the session does not copy stay held."""
+
+    def __init__(self, segment: Segment, graph: GraphBuilder, options: ort.SessionOptions) -> None:
+        self.segment = segment
+        self._weights: Mapping[str, Array] = graph.external_weights()
+        options.add_external_initializers(
+            list(self._weights), [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
+        )
+        self._session = ort.InferenceSession(
+            graph.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        outputs = {output.name: output.shape for output in self._session.get_outputs()}
+        self._output = "logits" if segment.has_head else "hidden_out"
+        self._output_width = int(outputs[self._output][1])
+        self._bindings: OrderedDict[tuple[object, ...], _Binding] = OrderedDict()
+
+    def run(self, hidden: F32, grid: Grid, place: Place, wanted: Sequence[int]) -> F32:
+        """Hidden states [rows, hidden_size] in; logits [len(wanted), vocab_size] of the rows `wanted` where
+        the segment has the head, else hidden states [rows, hidden_size]. Keys and values are appended."""
+        rows = len(wanted) if self.segment.has_head else len(hidden)
+        output = np.empty((rows, self._output_width), np.float32)
+        binding = self._binding(hidden, grid, place, wanted)
+        binding.set(hidden, grid, wanted)
+        binding.io.bind_output(self._output, "cpu", 0, np.float32, output.shape, output.ctypes.data)
+        self._session.run_with_iobinding(binding.io)
+        return output
+
+    def _binding(self, hidden: F32, grid: Grid, place: Place, wanted: Sequence[int]) -> _Binding:
+        key = (
+            len(hidden),
+            len(wanted),
+            grid.to_grid.shape,
+            grid.first_slot,
+            id(place.pool),
+            place.pool.generation,
+            id(place.table),
+            len(place.table.cos),
+        )
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = _Binding(self._session.io_binding(), self.segment, hidden, grid, place, wanted)
+            if len(hidden) > _ROWS_KEPT:
+                return binding
+            self._bindings[key] = binding
+            if len(self._bindings) > _BINDINGS_KEPT:
+                self._bindings.popitem(last=False)
+        self._bindings.move_to_end(key)
+        return binding
+
+
+class _Binding:
+    """Inputs bound to arrays that stay, for runs of one shape over the same slots. It holds the pool and the
+    table, so that their addresses stay theirs."""
+
+    def __init__(
+        self,
+        io: ort.IOBinding,
+        segment: Segment,
+        hidden: F32,
+        grid: Grid,
+        place: Place,
+        wanted: Sequence[int],
+    ) -> None:
+        self.io = io
+        self._place = place
+        self._inputs: dict[str, npt.NDArray[np.generic]] = {"hidden": np.empty_like(hidden)}
+        if segment.has_head:
+            self._inputs["wanted"] = np.empty(len(wanted), np.int32)
+        if segment.stop > segment.start:
+            self._inputs |= {name: np.empty_like(array) for name, array in _grid_inputs(grid).items()}
+            self._tables = (place.table.cos, place.table.sin)
+            for name, table in zip(("cos", "sin"), self._tables, strict=True):
+                io.bind_input(name, "cpu", 0, np.float32, table.shape, table.ctypes.data)
+            self._bind_kv(segment, grid)
+        for name, array in self._inputs.items():
+            io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def set(self, hidden: F32, grid: Grid, wanted: Sequence[int]) -> None:
+        """Writes the inputs of a run."""
+        values: dict[str, npt.ArrayLike] = {"hidden": hidden, "wanted": wanted, **_grid_inputs(grid)}
+        for name, array in self._inputs.items():
+            array[...] = values[name]
+
+    def _bind_kv(self, segment: Segment, grid: Grid) -> None:
+        pool = self._place.pool
+        shape = (len(grid.totals_less_1), pool.n_kv_heads, pool.capacity, pool.head_dim)
+        for number, block in zip(range(segment.start, segment.stop), segment.kv_blocks, strict=True):
+            for kind in ("keys", "values"):
+                address = pool.address(block, kind == "values", grid.first_slot)
+                self.io.bind_input(f"{kind}.{number}", "cpu", 0, np.float32, shape, address)
+                self.io.bind_output(f"new_{kind}.{number}", "cpu", 0, np.float32, shape, address)
+
+
+def _grid_inputs(grid: Grid) -> dict[str, npt.NDArray[np.generic]]:
+    return {
+        "to_grid": grid.to_grid,
+        "from_grid": grid.from_grid,
+        "totals_less_1": grid.totals_less_1,
+        "counts": grid.counts,
+        "longest_total": np.array(grid.longest_total, np.int32),
+    }

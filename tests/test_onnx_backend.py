@@ -1,0 +1,175 @@
+"""The ONNX Runtime backend: against transformers, against the conformance suite, and against wrong use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked
+from tiny_llama import TinyLlama, make_tiny_llama
+
+from dgn_backends.api import LoadRequest, SpanRunner, Step
+from dgn_backends.errors import BackendUnavailable, ModelError
+from dgn_backends.hf_config import read_config
+from dgn_backends.span import Span
+from dgn_backends.tensor import Tensor
+from dgn_backends.testing import CHECKS, check_backend
+from dgn_backends.weights import whole_model
+
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+from dgn_backends.onnx_backend import OnnxBackend
+from dgn_backends.onnx_batch import MAX_ROWS, Piece, cut, grid, groups
+
+#: Only the edges of a span are rounded, computation is in f32: as shares of the logits' standard deviation.
+EDGE_BOUNDS = {"bf16": 1e-4, "f16": 1e-4}
+
+
+def load(path: Path, dtype: str = "f32", span: Span | None = None) -> SpanRunner:
+    config = read_config(path)
+    request = LoadRequest(path, config, span or whole_model(config), "cpu", dtype, threads=2)
+    return OnnxBackend().load(request, lambda done, total: None)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_f32_logits_are_those_of_transformers(name: str) -> None:
+    case = llama_case(name)
+    runner = load(case.path)
+    for chunk in CHUNKS:
+        logits = run_chunked(runner, case.ids, chunk)
+        assert np.abs(logits - case.logits).max() < F32_BOUND, f"chunks of {chunk}"
+    assert runner.kv_bytes() == 0
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("check", CHECKS)
+def test_conformance(check: str, dtype: str) -> None:
+    check_backend(OnnxBackend(), dtype=dtype, checks=[check])
+
+
+@pytest.mark.parametrize("dtype", EDGE_BOUNDS)
+def test_the_dtype_is_that_of_the_edges(dtype: str) -> None:
+    case = llama_case("plain")
+    runner = load(case.path, dtype)
+    assert runner.dtype == dtype
+    assert runner.numerics != load(case.path).numerics
+    logits = run_chunked(runner, case.ids, 129)
+    assert np.abs(logits - case.logits).max() / case.logits.std() < EDGE_BOUNDS[dtype]
+    front = load(case.path, dtype, Span(0, 2, embed=True))
+    front.open(1, front.span, 4)
+    (output,) = front.forward([Step(1, 0, Tensor.from_numpy(case.ids[:4], "i32"))])
+    assert output.hidden is not None
+    assert (output.hidden.dtype, output.hidden.shape) == (dtype, (4, case.config.block.hidden_size))
+
+
+def test_logits_come_in_the_order_asked_for_also_of_a_step_of_several_runs() -> None:
+    case = llama_case("plain")
+    runner = load(case.path)
+    ids = np.resize(case.ids, 2 * MAX_ROWS + 9).astype(np.int32)
+    wanted = run_chunked(runner, ids, 200)
+    rows = (len(ids) - 1, 3, MAX_ROWS, 3, 0, MAX_ROWS - 1, 2 * MAX_ROWS)
+    runner.open(1, runner.span, len(ids))
+    (output,) = runner.forward([Step(1, 0, Tensor.from_numpy(ids, "i32"), rows)])
+    assert output.logits is not None
+    assert np.abs(output.logits.to_f32() - wanted[list(rows)]).max() < F32_BOUND
+    runner.close(1)
+
+
+def test_sequences_of_any_length_and_number_share_a_runner() -> None:
+    """More sequences than slots were made at first, holes between them, some longer than the context."""
+    case = llama_case("llama3")
+    runner = load(case.path)
+    alone = run_chunked(runner, case.ids, 330)
+    totals = {number: 330 if number % 3 else 5000 for number in range(11)}
+    for number, total in totals.items():
+        runner.open(number, runner.span, total)
+    for number in (2, 5, 6):
+        runner.close(number)
+        del totals[number]
+    lengths = dict.fromkeys(totals, 0)
+    for turn in range(12):
+        steps = []
+        for number in totals:
+            count = 1 if (turn + number) % 2 else 3 * number + 1
+            part = case.ids[lengths[number] : lengths[number] + count]
+            rows = tuple(range(len(part)))
+            steps.append(Step(number, lengths[number], Tensor.from_numpy(part, "i32"), rows))
+        for step, output in zip(steps, runner.forward(steps), strict=True):
+            start = lengths[step.sequence]
+            assert output.logits is not None
+            apart = output.logits.to_f32() - alone[start : start + step.count]
+            assert np.abs(apart).max() < F32_BOUND
+            lengths[step.sequence] = start + step.count
+    for number in totals:
+        runner.close(number)
+    assert runner.kv_bytes() == 0
+
+
+def test_a_part_of_the_span_is_cut_out_while_a_sequence_goes_on() -> None:
+    case = llama_case("attention-bias")
+    runner = load(case.path)
+    runner.open(1, runner.span, 330)
+    parts = []
+    for start in (0, 100, 200):
+        if start:
+            runner.open(1 + start, Span(1, 1 + start // 100), 5)
+        ids = case.ids[start : start + 100]
+        (output,) = runner.forward([Step(1, start, Tensor.from_numpy(ids, "i32"), tuple(range(100)))])
+        assert output.logits is not None
+        parts.append(output.logits.to_f32())
+    assert np.abs(np.concatenate(parts) - case.logits[:300]).max() < F32_BOUND
+
+
+def test_what_onnx_can_not_do_is_said() -> None:
+    path = llama_case("plain").path
+    config = read_config(path)
+    request = LoadRequest(path, config, whole_model(config), "cuda:99")
+    with pytest.raises(BackendUnavailable, match='device "cuda:99" is not usable by onnx here'):
+        OnnxBackend().load(request, lambda done, total: None)
+    with pytest.raises(BackendUnavailable, match='dtype "q4" is unknown to onnx'):
+        load(path, dtype="q4")
+
+
+def test_a_span_needs_only_its_shards(tmp_path: Path) -> None:
+    path = make_tiny_llama(tmp_path / "model", TinyLlama(tokenizer=False, shards=4))
+    (path / "model-00001-of-00004.safetensors").unlink()
+    runner = load(path, span=Span(3, 4, head=True))
+    runner.open(1, runner.span, 4)
+    hidden = Tensor.from_f32(np.ones((4, 32), np.float32), "f32")
+    (output,) = runner.forward([Step(1, 0, hidden, (3,))])
+    assert output.logits is not None
+    assert output.logits.shape == (1, 261)
+    with pytest.raises(ModelError, match=r"model-00001-of-00004\.safetensors"):
+        load(path)
+
+
+def test_progress_ends_with_the_total() -> None:
+    calls: list[tuple[int, int]] = []
+    request = llama_case("bf16-weights").load_request()
+    OnnxBackend().load(request, lambda done, total: calls.append((done, total)))
+    assert calls == sorted(calls)
+    assert calls[0][0] == 0
+    assert calls[-1][0] == calls[-1][1] > 0
+
+
+def test_steps_alike_share_a_run_and_a_long_one_is_cut() -> None:
+    decode = [Piece(number, slot, 9, 0, 1) for number, slot in enumerate((7, 0, 3))]
+    chunk = Piece(3, 1, 0, 0, 400)
+    assert groups([chunk, *decode]) == [[decode[1], decode[2], decode[0]], [chunk]]
+    assert [piece.count for piece in cut(0, 0, 5, 2 * MAX_ROWS + 1)] == [MAX_ROWS, MAX_ROWS, 1]
+    neighbours = [Piece(0, 4, 0, 0, 100), Piece(1, 5, 0, 0, 120)]
+    assert groups(neighbours) == [neighbours]
+    apart = [Piece(0, 4, 0, 0, 100), Piece(1, 9, 0, 0, 100)]
+    assert groups(apart) == [[apart[0]], [apart[1]]]
+
+
+def test_a_grid_says_where_rows_lie() -> None:
+    found = grid([Piece(0, 6, 10, 0, 1), Piece(1, 4, 3, 0, 2)])
+    assert found.first_slot == 4
+    assert found.longest_total == 11
+    assert found.from_grid.tolist() == [4, 0, 1]
+    assert found.to_grid[0].tolist() == [1, 2]
+    assert found.to_grid[2, 0] == 0
+    assert found.totals_less_1.tolist() == [4, 0, 10]
+    assert found.counts.tolist() == [2, 0, 1]
