@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from text_families import FAMILY_TEXTS
 from text_models import byte_level, sentencepiece, unigram_nfkc, write_model
 from tokenizers import Tokenizer
 
@@ -39,6 +40,7 @@ def say(*contents: str, system: str | None = None) -> list[ChatMessage]:
 
 #: Writes a model with a template of its own into a directory.
 OWN: dict[str, Callable[[Path], Path]] = {
+    **FAMILY_TEXTS,
     "byte-level": lambda path: write_model(
         path, byte_level(CHATML_SPECIALS), OWN_CHATML, eos_token="<|im_end|>", bos_token=None
     ),
