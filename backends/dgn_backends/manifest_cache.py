@@ -23,7 +23,7 @@ from pathlib import Path
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import Manifest, Progress, assemble, digest_tensors, present_tensors
-from dgn_backends.weights import ModelFiles, Shape, has_weights, span_tensors, whole_model
+from dgn_backends.weights import ModelFiles, Shape, file_identity, has_weights, span_tensors, whole_model
 
 _FORMAT = 1
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
@@ -53,7 +53,7 @@ def load_or_make(
         by_file.setdefault(files.file_of(name), {})[name] = shape
     cache_path = _cache_path(cache_dir, model_dir)
     kept = _read_cache(cache_path)
-    identities = {file_name: _identity(model_dir / file_name) for file_name in by_file}
+    identities = {file_name: file_identity(model_dir / file_name) for file_name in by_file}
     known = {
         file_name: kept[file_name]
         for file_name, names in by_file.items()
@@ -68,7 +68,7 @@ def load_or_make(
     for file_name, names in by_file.items():
         if file_name in known:
             continue
-        if _identity(model_dir / file_name) != identities[file_name]:
+        if file_identity(model_dir / file_name) != identities[file_name]:
             raise ModelError(f"{model_dir / file_name}: changed while it was read", file=file_name)
         known[file_name] = (identities[file_name], {name: digests[name] for name in names})
     if known != kept:
@@ -105,11 +105,6 @@ def manifest_from_json(text: str) -> Manifest:
         }:
             return Manifest(config, tokenizer, tensors, complete)
     raise ValueError("not a manifest")
-
-
-def _identity(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
 
 
 def _cache_path(cache_dir: Path, model_dir: Path) -> Path:

@@ -82,6 +82,14 @@ class SafetensorsFile:
         begin = self._data_begin + entry.begin
         return Tensor(dtype, shape, memoryview(self._map)[begin : begin + tensor_bytes(dtype, shape)])
 
+    def release(self, name: str) -> None:
+        """Lets go of the pages of tensor `name` that were read, as far as they hold nothing else."""
+        entry = self._entries[name]
+        begin = -(-(self._data_begin + entry.begin) // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (self._data_begin + entry.end) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin and hasattr(mmap, "MADV_DONTNEED"):  # not on every system
+            self._map.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+
     def _error(self, name: str, problem: str) -> ModelError:
         return ModelError(f"{self.path}: tensor {name} {problem}", file=str(self.path), tensor=name)
 

@@ -84,6 +84,12 @@ def has_weights(path: Path) -> bool:
     return (path / SINGLE_FILE).exists() or (path / INDEX_FILE).exists()
 
 
+def file_identity(path: Path) -> list[int]:
+    """What tells that a file is still the one it was: size, modification time, inode, device."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+
+
 class ModelFiles:
     """The weights in one directory: `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
@@ -126,6 +132,10 @@ class ModelFiles:
         The view is not necessarily aligned in memory; it stays valid for as long as it is held.
         """
         return self._file(name).tensor(name, shape)
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that reading tensor `name` took; reading it again takes it again."""
+        self._file(name).release(name)
 
     def check(self, config: ModelConfig, span: Span) -> None:
         """Checks that every tensor of `span` is there with its shape and a usable dtype.

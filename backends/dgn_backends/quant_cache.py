@@ -1,0 +1,252 @@
+"""Quantised weights of a model, made from its files once and kept on disk, mapped into memory.
+
+An entry is one weight matrix, or several that a backend joins along their rows. It is a file of its own:
+what it was made from, then codes and scales, each from a page's start on, so that a compute library can use
+them in place. What an entry was made from is the identity of the files (size, modification time, inode), the
+tensors and the scheme; one that was made from something else, or is damaged, is made again and never used.
+
+    CACHE_DIR/MODEL-PATHHASH/SCHEME/ENTRYHASH.q
+
+A directory that can't be written to costs time and nothing else. Knows nothing of what computes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import mmap
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dgn_backends.errors import ModelError
+from dgn_backends.quant import F32, U8, Quantised, Scheme, empty, quantise_into
+from dgn_backends.weights import ModelFiles, Shape, file_identity
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"dgn-quant-1\n"  # the format's version is part of it
+_PAGE = 4096
+_DIGEST_BYTES = 32
+_KEPT_SCHEMES = 2  #: of a model: those used last
+_ABANDONED_S = 3600.0  #: a temporary file of this age belongs to a process that was killed
+
+
+class QuantisedFiles:
+    """The matrices of `files` in `scheme`; `shapes` has those of all tensors that may be asked for.
+
+    With a `cache_dir`, entries are kept below it, and come mapped and read-only from there. Old entries of
+    the same model are removed: those whose files have changed, and those of all but the last schemes used.
+    """
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        shapes: Mapping[str, Shape],
+        scheme: Scheme,
+        cache_dir: Path | None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._files = files
+        self._shapes = shapes
+        self._scheme = scheme
+        self._threads = threads or os.cpu_count() or 1
+        self._directory: Path | None = None
+        self._writable = cache_dir is not None
+        if cache_dir is not None:
+            path = files.path.resolve()
+            key = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
+            model = cache_dir / f"{path.name}-{key}"
+            try:
+                (model / scheme.name).mkdir(parents=True, exist_ok=True)
+                os.utime(model / scheme.name)
+                _tidy(model, path)
+            except OSError as error:
+                self._give_up(model, error)
+            self._directory = model / scheme.name  # what is there may still be read
+
+    def get(self, *names: str) -> Quantised:
+        """The tensors `names` [out, in], one below the other.
+
+        Raises ModelError, naming the file and the tensor, for values that can't be quantised, and when a file
+        changes while it is read.
+        """
+        sources = self._sources(names)
+        target_shape = (sum(self._shapes[name][0] for name in names), self._shapes[names[0]][1])
+        if self._directory is None:
+            return self._make(names, sources, target_shape)
+        entry = hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+        path = self._directory / f"{entry}.q"
+        kept = _read(path, self._header(sources), target_shape, self._scheme)
+        if kept is not None:
+            return kept
+        made = self._make(names, sources, target_shape)
+        if self._writable:
+            try:
+                return _write(path, self._header(sources), made, target_shape[1])
+            except OSError as error:
+                self._give_up(path.parent, error)
+        return made
+
+    def _make(self, names: Sequence[str], sources: list[object], shape: tuple[int, int]) -> Quantised:
+        target = empty(*shape, self._scheme)
+        row = 0
+        for name in names:
+            out = self._shapes[name][0]
+            tensor = self._files.tensor(name, self._shapes[name])
+            try:
+                quantise_into(target.rows(slice(row, row + out)), tensor, threads=self._threads)
+            except ValueError as error:
+                path = self._files.path / self._files.file_of(name)
+                raise ModelError(f"{path}: tensor {name} {error}", file=str(path), tensor=name) from error
+            self._files.release(name)
+            row += out
+        if self._sources(names) != sources:
+            path = self._files.path / self._files.file_of(names[0])
+            raise ModelError(f"{path}: changed while it was read", file=str(path))
+        return target
+
+    def _sources(self, names: Sequence[str]) -> list[object]:
+        """What an entry is made from: for each tensor its name, shape and file, and the file's identity."""
+        return [
+            [name, list(self._shapes[name]), file, *file_identity(self._files.path / file)]
+            for name in names
+            for file in [self._files.file_of(name)]
+        ]
+
+    def _header(self, sources: list[object]) -> bytes:
+        scheme = self._scheme
+        return json.dumps([[scheme.name, scheme.bits, scheme.group], sources]).encode()
+
+    def _give_up(self, directory: Path, error: OSError) -> None:
+        self._writable = False
+        log.warning(
+            "%s: quantised weights can't be kept here (%s); each start makes them again",
+            directory,
+            error.strerror or error,
+        )
+
+
+def _layout(shape: tuple[int, int], scheme: Scheme) -> tuple[int, int, int]:
+    """Where codes and scales of a matrix begin, and where the file ends."""
+    groups = shape[0] * scheme.groups(shape[1])
+    codes = 2 * _PAGE
+    scales = codes + _up(groups * scheme.group_bytes)
+    return codes, scales, scales + _up(groups * 4)
+
+
+def _up(count: int) -> int:
+    return -(-count // _PAGE) * _PAGE
+
+
+def _views(mapped: mmap.mmap, shape: tuple[int, int], scheme: Scheme) -> Quantised:
+    codes, scales, _ = _layout(shape, scheme)
+    out, groups = shape[0], scheme.groups(shape[1])
+    packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes, codes)
+    factors: F32 = np.frombuffer(mapped, np.float32, out * groups, scales)
+    return Quantised(packed.reshape(out, groups, -1), factors.reshape(out, groups), scheme)
+
+
+def _digest(data: npt.NDArray[np.uint8]) -> bytes:
+    """Of whole pages: a hash of the pages' sums. It finds what disks and crashes do (flipped bits, pages lost
+    or swapped) about as fast as memory can be read, which a hash of all bytes does not."""
+    sums = data.view("<u8").reshape(-1, _PAGE // 8).sum(axis=1, dtype=np.uint64)
+    return hashlib.blake2b(sums.tobytes(), digest_size=_DIGEST_BYTES).digest()
+
+
+def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> Quantised | None:
+    """The entry in `path`, or None where there is none, or it was made from something else or is damaged."""
+    codes, _, size = _layout(shape, scheme)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return None
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError):
+        return None
+    written, digest = _parse_header(mapped[:codes])
+    if written != header or digest != _digest(np.frombuffer(mapped, np.uint8, size - codes, codes)):
+        return None
+    return _views(mapped, shape, scheme)
+
+
+def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quantised:
+    """Puts an entry in its place at once, so that nobody ever sees half of it; returns it as it is mapped."""
+    shape, scheme = (made.packed.shape[0], in_features), made.scheme
+    codes, scales, size = _layout(shape, scheme)
+    if len(_MAGIC) + _DIGEST_BYTES + 4 + len(header) > codes:
+        raise OSError(f"what an entry is made from takes {len(header)} bytes")
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            file.seek(codes)
+            file.write(made.packed.data)
+            file.seek(scales)
+            file.write(made.scales.data)
+            file.truncate(size)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            digest = _digest(np.frombuffer(mapped, np.uint8, size - codes, codes))
+            file.seek(0)
+            file.write(_MAGIC + digest + len(header).to_bytes(4, "little") + header)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return _views(mapped, shape, scheme)
+
+
+def _parse_header(data: bytes) -> tuple[bytes, bytes]:
+    """What the entry was made from and its digest; empty where it has no header."""
+    if not data.startswith(_MAGIC):
+        return b"", b""
+    digest, rest = data[len(_MAGIC) :][:_DIGEST_BYTES], data[len(_MAGIC) + _DIGEST_BYTES :]
+    return rest[4 : 4 + int.from_bytes(rest[:4], "little")], digest
+
+
+def _tidy(model: Path, files: Path) -> None:
+    """Removes what nobody will use from the folder of one model, whose files lie in `files`."""
+    schemes = sorted(
+        filter(Path.is_dir, model.iterdir()), key=lambda folder: folder.stat().st_mtime, reverse=True
+    )
+    for folder in schemes[_KEPT_SCHEMES:]:
+        shutil.rmtree(folder, ignore_errors=True)  # what is mapped from there stays mapped
+    identities: dict[str, list[int] | None] = {}
+    for entry in _entries(schemes[:_KEPT_SCHEMES]):
+        with contextlib.suppress(OSError):  # another process removed it
+            if entry.suffix == ".tmp":
+                if entry.stat().st_mtime < time.time() - _ABANDONED_S:
+                    entry.unlink()
+            elif not _is_current(entry, files, identities):
+                entry.unlink()
+
+
+def _entries(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from folder.iterdir()
+
+
+def _is_current(entry: Path, files: Path, identities: dict[str, list[int] | None]) -> bool:
+    """Whether the files that `entry` was made from are as they were then."""
+    with entry.open("rb") as file:
+        header, _ = _parse_header(file.read(2 * _PAGE))
+    try:
+        _, sources = json.loads(header)
+        for _, _, name, *identity in sources:
+            if name not in identities:
+                path = files / Path(name).name
+                identities[name] = file_identity(path) if path.exists() else None
+            if identities[name] != identity:
+                return False
+    except (ValueError, TypeError):
+        return False
+    return True

@@ -1,0 +1,255 @@
+"""Quantised weights on disk: the same as fresh ones, made again whenever they might not be, and done without
+where there is no room for them."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_llama import make_tiny_llama
+
+from dgn_backends import quant_cache
+from dgn_backends.errors import ModelError
+from dgn_backends.hf_config import read_config
+from dgn_backends.quant import SCHEMES, Quantised, quantise
+from dgn_backends.quant_cache import QuantisedFiles
+from dgn_backends.testing_kit import MemoryMeter
+from dgn_backends.weights import EMBEDDING, ModelFiles, block_prefix, span_tensors, whole_model
+
+_QKV = tuple(f"{block_prefix(1)}self_attn.{name}_proj.weight" for name in "qkv")
+_MIB = 1 << 20
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_tiny_llama(tmp_path / "model", dtype="bf16", tokenizer=False)
+
+
+def opened(model: Path, cache: Path | None, scheme: str = "int4") -> QuantisedFiles:
+    config = read_config(model)
+    shapes = span_tensors(config, whole_model(config))
+    found = next(value for value in SCHEMES.values() if value.name == scheme)
+    return QuantisedFiles(ModelFiles(model), shapes, found, cache, threads=1)
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*") if path.is_file())
+
+
+def same(one: Quantised, other: Quantised) -> bool:
+    return np.array_equal(one.packed, other.packed) and np.array_equal(one.scales, other.scales)
+
+
+@pytest.fixture
+def no_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment it is called, weights must come from the disk."""
+
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise AssertionError("was quantised again")
+
+    monkeypatch.setattr(quant_cache, "quantise_into", refuse)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("names", [(EMBEDDING,), _QKV], ids=["one", "joined"])
+def test_what_is_kept_is_what_was_made(
+    model: Path, tmp_path: Path, scheme: str, names: tuple[str, ...], request: pytest.FixtureRequest
+) -> None:
+    files, config = ModelFiles(model), read_config(model)
+    shapes = span_tensors(config, whole_model(config))
+    joined = np.concatenate([files.tensor(name, shapes[name]).to_f32() for name in names])
+    wanted = quantise(joined, next(value for value in SCHEMES.values() if value.name == scheme))
+    assert same(opened(model, None, scheme).get(*names), wanted)
+    assert same(opened(model, tmp_path / "cache", scheme).get(*names), wanted)
+    request.getfixturevalue("no_making")
+    again = opened(model, tmp_path / "cache", scheme).get(*names)
+    assert same(again, wanted)
+    for array in (again.packed, again.scales):
+        assert not array.flags.writeable
+        assert array.ctypes.data % 4096 == 0
+
+
+def test_other_weights_are_made_again_and_the_old_ones_removed(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    old = opened(model, cache).get(EMBEDDING)
+    opened(model, cache).get(*_QKV)
+    (entry, other) = entries(cache)
+    make_tiny_llama(model, seed=9, dtype="bf16", tokenizer=False)
+    files = opened(model, cache)
+    assert not entry.exists()
+    assert not other.exists()
+    new = files.get(EMBEDDING)
+    assert not same(old, new)
+    assert same(new, opened(model, None).get(EMBEDDING))
+    assert len(entries(cache)) == 1
+
+
+def flip(at: float) -> Callable[[bytearray], None]:
+    def damage(data: bytearray) -> None:
+        data[int(at * (len(data) - 1))] ^= 64
+
+    return damage
+
+
+def _swap_pages(data: bytearray) -> None:
+    data[8192:12288], data[12288:16384] = data[12288:16384], data[8192:12288]
+
+
+def _cut(data: bytearray) -> None:
+    del data[-4096:]
+
+
+def _lengthen(data: bytearray) -> None:
+    data += bytes(4096)
+
+
+def _lose_pages(data: bytearray) -> None:
+    data[8192:] = bytes(len(data) - 8192)
+
+
+def _empty(data: bytearray) -> None:
+    data.clear()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [flip(0), flip(0.5), flip(1), _swap_pages, _cut, _lengthen, _lose_pages, _empty],
+    ids=["magic", "middle", "last byte", "swapped", "cut", "longer", "lost", "empty"],
+)
+def test_a_damaged_entry_is_never_used(
+    model: Path, tmp_path: Path, damage: Callable[[bytearray], None]
+) -> None:
+    make_tiny_llama(model, vocab_size=1000, dtype="bf16", tokenizer=False)
+    wanted = opened(model, None).get(EMBEDDING)
+    opened(model, tmp_path / "cache").get(EMBEDDING)
+    files = opened(model, tmp_path / "cache")
+    (entry,) = entries(tmp_path / "cache")
+    whole = entry.read_bytes()
+    data = bytearray(whole)
+    damage(data)
+    assert data != whole
+    entry.write_bytes(data)
+    assert same(files.get(EMBEDDING), wanted)
+    assert entry.read_bytes() == whole
+
+
+def test_where_nothing_can_be_kept_it_works_and_says_so_once(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a directory")
+    files = opened(model, tmp_path / "cache")
+    assert same(files.get(EMBEDDING), opened(model, None).get(EMBEDDING))
+    files.get(*_QKV)
+    (record,) = caplog.records
+    assert "quantised weights can't be kept here" in record.getMessage()
+    assert str(tmp_path / "cache") in record.getMessage()
+
+
+def test_a_full_disk_is_survived_and_what_is_there_still_used(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    wanted = opened(model, None).get(EMBEDDING)
+    opened(model, tmp_path / "cache").get(*_QKV)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # to a writer like a full disk
+    try:
+        files = opened(model, tmp_path / "cache")
+        assert same(files.get(EMBEDDING), wanted)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(caplog.records) == 1
+    assert len(entries(tmp_path / "cache")) == 1  # no half of one either
+    request.getfixturevalue("no_making")
+    files.get(*_QKV)
+
+
+def test_two_processes_at_once(model: Path, tmp_path: Path) -> None:
+    make_tiny_llama(model, vocab_size=4000, dtype="bf16", tokenizer=False)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[3:]; from pathlib import Path; import test_quant_cache as t;"
+        "files = t.opened(Path(sys.argv[1]), Path(sys.argv[2])); print('ready', flush=True);"
+        "sys.stdin.readline(); print(files.get(t.EMBEDDING).packed.sum(), flush=True); sys.stdin.readline()"
+    )
+    command = [sys.executable, "-c", code, str(model), str(tmp_path / "cache"), *sys.path]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    wanted = int(opened(model, None).get(EMBEDDING).packed.sum())
+    try:
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("\n")
+            child.stdin.flush()
+        for child in children:
+            assert child.stdout is not None
+            assert int(child.stdout.readline()) == wanted
+    finally:
+        for child in children:
+            child.communicate("\n")
+    assert len(entries(tmp_path / "cache")) == 1
+    assert int(opened(model, tmp_path / "cache").get(EMBEDDING).packed.sum()) == wanted
+
+
+def test_only_the_last_schemes_are_kept(model: Path, tmp_path: Path) -> None:
+    for number, scheme in enumerate(("int8", "int4", "int8-fast")):
+        opened(model, tmp_path / "cache", scheme).get(EMBEDDING)
+        (folder,) = (tmp_path / "cache").glob(f"*/{scheme}")
+        os.utime(folder, (number, number))
+    opened(model, tmp_path / "cache", "int4-fast")
+    assert {path.parent.name for path in entries(tmp_path / "cache")} == {"int8-fast"}
+
+
+def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:
+    opened(model, tmp_path / "cache").get(EMBEDDING)
+    (entry,) = entries(tmp_path / "cache")
+    old, young = entry.with_suffix(".old.tmp"), entry.with_suffix(".young.tmp")
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    opened(model, tmp_path / "cache")
+    assert entries(tmp_path / "cache") == sorted([entry, young])
+
+
+def test_weights_that_are_not_finite_are_named(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    config = read_config(model)
+    shape = span_tensors(config, whole_model(config))[EMBEDDING]
+    data = path.read_bytes()
+    raw = bytes(ModelFiles(model).tensor(EMBEDDING, shape).data)
+    at = data.index(raw)
+    path.write_bytes(data[:at] + b"\xc0\x7f" + data[at + 2 :])
+    with pytest.raises(
+        ModelError, match=rf"model\.safetensors: tensor {EMBEDDING} has values that are not finite"
+    ):
+        opened(model, tmp_path / "cache").get(EMBEDDING)
+    assert not entries(tmp_path / "cache")
+
+
+@pytest.mark.skipif(
+    not MemoryMeter.is_usable(), reason="this system does not count a process's memory as needed"
+)
+@pytest.mark.parametrize("kept", [False, True], ids=["made", "kept"])
+def test_loading_takes_little_beside_what_is_loaded(model: Path, tmp_path: Path, kept: bool) -> None:
+    make_tiny_llama(
+        model, hidden_size=512, intermediate_size=2048, vocab_size=32000, dtype="bf16", tokenizer=False
+    )
+    if kept:
+        names = [name for name, shape in opened(model, tmp_path / "cache")._shapes.items() if len(shape) == 2]
+        for name in names:
+            opened(model, tmp_path / "cache").get(name)
+    files = opened(model, tmp_path / "cache")
+    meter = MemoryMeter()
+    loaded = [files.get(name) for name, shape in files._shapes.items() if len(shape) == 2]
+    size = sum(weight.n_bytes for weight in loaded)
+    largest = 32000 * 512 * 2
+    assert meter.peak() <= size + largest + 4 * _MIB
+    assert size > 16 * _MIB
