@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked
-from tiny_llama import TinyLlama, make_tiny_llama
+from tiny_llama import TinyLlama, make_tiny_llama, random_weights, write_weights
 
-from dgn_backends.api import LoadRequest, SpanRunner, Step
+from dgn_backends.api import LoadRequest, Progress, Quant, Step
 from dgn_backends.errors import BackendUnavailable, ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.span import Span
@@ -21,14 +25,53 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from dgn_backends.onnx_backend import OnnxBackend
 from dgn_backends.onnx_batch import MAX_ROWS, Piece, cut, grid, groups
+from dgn_backends.onnx_runner import OnnxRunner
 
 #: Only the edges of a span are rounded, computation is in f32: as shares of the logits' standard deviation.
 EDGE_BOUNDS = {"bf16": 1e-4, "f16": 1e-4}
 
 
-def load(path: Path, dtype: str = "f32", span: Span | None = None) -> SpanRunner:
+MEASURE_MEMORY = """
+import gc, sys
+from pathlib import Path
+from dgn_backends.api import LoadRequest
+from dgn_backends.hf_config import read_config
+from dgn_backends.onnx_backend import OnnxBackend
+from dgn_backends.weights import whole_model
+
+def held():
+    fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024
+
+config = read_config(Path(sys.argv[1]))
+request = LoadRequest(Path(sys.argv[1]), config, whole_model(config), threads=2, quant=sys.argv[2])
+before = held()
+runner = OnnxBackend().load(request, lambda done, total: None)
+gc.collect()
+print(held() - before, runner.weights_bytes)
+"""
+#: How far quantised logits may be from f32's, root mean square, as a share of the logits' own. Tiny random
+#: models are far more sensitive than trained ones.
+QUANT_BOUNDS: dict[Quant, float] = {"int8": 0.05, "int8-fast": 0.05, "int4": 0.45, "int4-fast": 0.45}
+
+
+class Quantising(OnnxBackend):
+    """The backend with every load quantised, for the conformance suite."""
+
+    def __init__(self, quant: Quant) -> None:
+        self._quant: Quant = quant
+
+    def load(self, request: LoadRequest, progress: Progress) -> OnnxRunner:
+        return super().load(replace(request, quant=self._quant), progress)
+
+
+def load(
+    path: Path, dtype: str = "f32", span: Span | None = None, quant: Quant = "none", threads: int = 2
+) -> OnnxRunner:
     config = read_config(path)
-    request = LoadRequest(path, config, span or whole_model(config), "cpu", dtype, threads=2)
+    request = LoadRequest(
+        path, config, span or whole_model(config), "cpu", dtype, threads=threads, quant=quant
+    )
     return OnnxBackend().load(request, lambda done, total: None)
 
 
@@ -46,6 +89,59 @@ def test_f32_logits_are_those_of_transformers(name: str) -> None:
 @pytest.mark.parametrize("check", CHECKS)
 def test_conformance(check: str, dtype: str) -> None:
     check_backend(OnnxBackend(), dtype=dtype, checks=[check])
+
+
+@pytest.mark.parametrize("quant", QUANT_BOUNDS)
+@pytest.mark.parametrize("name", CASES)
+def test_quantised_logits_are_near(name: str, quant: Quant) -> None:
+    case = llama_case(name)
+    runner = load(case.path, quant=quant)
+    assert quant in runner.numerics
+    logits = run_chunked(runner, case.ids, 129)
+    apart = np.sqrt(np.mean((logits - case.logits) ** 2) / np.mean(case.logits**2))
+    assert apart < QUANT_BOUNDS[quant]
+
+
+@pytest.mark.parametrize("quant", QUANT_BOUNDS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_quantised_conformance(check: str, quant: Quant) -> None:
+    tolerance = 2 * QUANT_BOUNDS[quant]  # the worst row, not all of them
+    check_backend(Quantising(quant), checks=[check], tolerance=tolerance)
+
+
+def test_weights_that_can_not_be_quantised_are_refused(tmp_path: Path) -> None:
+    tiny = TinyLlama(tokenizer=False)
+    path = make_tiny_llama(tmp_path / "model", tiny)
+    weights = random_weights(path, tiny)
+    weights["model.layers.1.mlp.up_proj.weight"][3, 5] = np.inf
+    write_weights(path, weights)
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight has values that are not"):
+        load(path, quant="int8")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not count memory")
+@pytest.mark.parametrize("quant", ["none", "int4"])
+def test_weights_are_in_memory_once(tmp_path: Path, quant: Quant) -> None:
+    """In a process of its own: what it holds after loading, beside what it held before."""
+    tiny = TinyLlama(
+        tokenizer=False, hidden_size=1024, intermediate_size=4096, n_heads=16, n_kv_heads=4, dtype="bf16"
+    )
+    path = make_tiny_llama(tmp_path / "model", tiny)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE_MEMORY, str(path), quant], capture_output=True, text=True, check=True
+    )
+    taken, weights = map(int, done.stdout.split())
+    assert weights > 25e6
+    assert taken < 1.5 * weights + 20e6
+
+
+def test_an_idle_runner_takes_no_cpu() -> None:
+    case = llama_case("plain")
+    runner = load(case.path, threads=4)
+    run_chunked(runner, case.ids, [64, 1])
+    before = time.process_time()
+    time.sleep(0.3)  # what is looked at is what happens while nothing does
+    assert time.process_time() - before < 0.1
 
 
 @pytest.mark.parametrize("dtype", EDGE_BOUNDS)

@@ -35,8 +35,6 @@ class OnnxBackend:
             raise BackendUnavailable(
                 f'device "{request.device}" is not usable by onnx here; usable: {", ".join(self.devices())}'
             )
-        if request.quant != "none":
-            raise BackendUnavailable(f'quant "{request.quant}" is unknown to onnx; usable: none')
         dtype = _dtype(request.dtype)
         try:
             files = SpanFiles(request, progress)

@@ -23,15 +23,19 @@ _HEAD_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeights:
-    """The weights of one block; norms f32. q, k, v are one layer, gate and up another."""
+    """The weights of one block; norms f32. Layers that share their input stay apart: each is then computed
+    with where it lies in its file, and their results need not be split."""
 
     input_norm: F32
-    qkv: LinearWeights
+    q: LinearWeights
+    k: LinearWeights
+    v: LinearWeights
     q_norm: F32 | None
     k_norm: F32 | None
     out: LinearWeights
     post_norm: F32
-    gate_up: LinearWeights
+    gate: LinearWeights
+    up: LinearWeights
     down: LinearWeights
 
 
@@ -74,9 +78,7 @@ def add_block(graph: GraphBuilder, number: int, spec: BlockSpec, weights: BlockW
     mixed = _attention(graph, number, spec, weights, normed)
     after = Stream(weights.out.add_to(graph, mixed), residual)
     normed, residual = _norm(graph, after, weights.post_norm, spec.norm_eps)
-    gate_up = weights.gate_up.add_to(graph, normed)
-    gate, up = graph.new_name("gate"), graph.new_name("up")
-    graph.nodes_to([gate, up], "Split", [gate_up], axis=-1, num_outputs=2)
+    gate, up = weights.gate.add_to(graph, normed), weights.up.add_to(graph, normed)
     silu = graph.node("QuickGelu", [gate], domain=FUSED, alpha=1.0)  # x * sigmoid(1.0 * x)
     inner = graph.node("Mul", [silu, up])
     return Stream(weights.down.add_to(graph, inner), residual)
@@ -120,10 +122,12 @@ def _norm(graph: GraphBuilder, x: Stream, gamma: F32, eps: float) -> tuple[str, 
 def _attention(graph: GraphBuilder, number: int, spec: BlockSpec, weights: BlockWeights, normed: str) -> str:
     """Attention of the normed rows, [rows, n_heads * head_dim]."""
     width = padded_head_dim(spec.head_dim)
-    qkv = weights.qkv.add_to(graph, normed)
-    plain = width == spec.head_dim and weights.q_norm is None
-    parts = [qkv] if plain else _separate_heads(graph, spec, weights, qkv)
-    parts = [graph.node("Gather", [part, "to_grid"], axis=0) for part in parts]
+    heads = [spec.n_heads, spec.n_kv_heads, spec.n_kv_heads]
+    parts: list[str] = []
+    layers = (weights.q, weights.k, weights.v)
+    for layer, count, gamma in zip(layers, heads, (weights.q_norm, weights.k_norm, None), strict=True):
+        part = _norm_heads(graph, spec, count, layer.add_to(graph, normed), gamma)
+        parts.append(graph.node("Gather", [_pad(graph, spec, count, part), "to_grid"], axis=0))
     for kind in ("keys", "values"):
         shape: list[int | str] = ["slots", spec.n_kv_heads, "capacity", width]
         graph.input(f"{kind}.{number}", "f32", shape)
@@ -135,7 +139,6 @@ def _attention(graph: GraphBuilder, number: int, spec: BlockSpec, weights: Block
         "GroupQueryAttention",
         [
             *parts,
-            *[""] * (3 - len(parts)),
             f"keys.{number}",
             f"values.{number}",
             "totals_less_1",
@@ -154,18 +157,6 @@ def _attention(graph: GraphBuilder, number: int, spec: BlockSpec, weights: Block
     rows = graph.node("Reshape", [mixed, graph.constant([-1, spec.n_heads * width])])
     rows = graph.node("Gather", [rows, "from_grid"], axis=0)
     return rows if width == spec.head_dim else _narrow(graph, spec, rows)
-
-
-def _separate_heads(graph: GraphBuilder, spec: BlockSpec, weights: BlockWeights, qkv: str) -> list[str]:
-    """q, k and v apart, [rows, heads * padded head_dim], with q and k normed where the block does."""
-    heads = [spec.n_heads, spec.n_kv_heads, spec.n_kv_heads]
-    names = [graph.new_name(part) for part in "qkv"]
-    sizes = graph.constant([count * spec.head_dim for count in heads])
-    graph.nodes_to(names, "Split", [qkv, sizes], axis=-1)
-    return [
-        _pad(graph, spec, count, _norm_heads(graph, spec, count, name, gamma))
-        for name, count, gamma in zip(names, heads, (weights.q_norm, weights.k_norm, None), strict=True)
-    ]
 
 
 def _norm_heads(graph: GraphBuilder, spec: BlockSpec, heads: int, x: str, gamma: F32 | None) -> str:

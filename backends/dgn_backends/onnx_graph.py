@@ -27,6 +27,7 @@ class GraphBuilder:
 
     def __init__(self) -> None:
         self.weights: dict[str, Array] = {}
+        self.packed: list[Array] = []
         self._nodes: list[NodeProto] = []
         self._inputs: dict[str, tuple[str, Sequence[int | str]]] = {}
         self._outputs: dict[str, tuple[str, Sequence[int | str]]] = {}
@@ -41,9 +42,12 @@ class GraphBuilder:
         """Declares that the value `name` is an output."""
         self._outputs[name] = (dtype, shape)
 
-    def weight(self, name: str, array: Array) -> str:
-        """Adds a weight; the name again."""
+    def weight(self, name: str, array: Array, *, is_packed: bool = False) -> str:
+        """Adds a weight; the name again. `is_packed`: ONNX Runtime is expected to make a copy of its own, in
+        an order of its own, and to leave this one."""
         self.weights[name] = array
+        if is_packed:
+            self.packed.append(array)
         return name
 
     def constant(self, values: Sequence[int]) -> str:

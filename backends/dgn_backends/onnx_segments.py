@@ -12,14 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest
-from dgn_backends.onnx_block import add_block, add_end, add_head, declare_inputs
+from dgn_backends.onnx_batch import cut, grid
+from dgn_backends.onnx_block import add_block, add_end, add_head, declare_inputs, padded_head_dim
 from dgn_backends.onnx_graph import GraphBuilder
+from dgn_backends.onnx_kv import SlotPool
 from dgn_backends.onnx_load import SpanFiles
-from dgn_backends.onnx_session import Segment, SpanSession, session_options
+from dgn_backends.onnx_release import release
+from dgn_backends.onnx_rope import RopeTables
+from dgn_backends.onnx_session import Place, Segment, SpanSession, session_options
 from dgn_backends.span import Span
 from dgn_backends.tensor import STORAGE, Tensor
 
 F32 = npt.NDArray[np.float32]
+
+#: Enough for every kernel that weights are packed for.
+_PROBE_ROWS = 17
 
 
 class Segments:
@@ -77,8 +84,9 @@ class Segments:
         if not self.weights_bytes:
             self.weights_bytes = weights_bytes
 
-    def _session(self, blocks: range, has_head: bool) -> tuple[SpanSession, int]:
-        """The session of some blocks and perhaps the head, and the bytes of its weights."""
+    def _session(self, blocks: range, has_head: bool, *, keep: bool = False) -> tuple[SpanSession, int]:
+        """The session of some blocks and perhaps the head, and the bytes of its weights. Unless `keep`, the
+        weights of which it has made its own copy are given back."""
         graph = GraphBuilder()
         config = self.config
         x = declare_inputs(graph, config.block, bool(blocks), has_head)
@@ -92,4 +100,20 @@ class Segments:
         kv_blocks = range(blocks.start - self.span.start, blocks.stop - self.span.start)
         segment = Segment(blocks.start, blocks.stop, has_head, kv_blocks)
         n_bytes = sum(array.nbytes for array in graph.external_weights().values())
-        return SpanSession(segment, graph, session_options(self._threads)), n_bytes
+        session = SpanSession(segment, graph, session_options(self._threads))
+        if not keep:
+            before = self._probe(session)
+            if release(graph.packed) and not np.array_equal(before, self._probe(session)):
+                return self._session(blocks, has_head, keep=True)
+        return session, n_bytes
+
+    def _probe(self, session: SpanSession) -> F32:
+        """What a session computes for some rows in slots of their own."""
+        block = self.config.block
+        random = np.random.default_rng(0)
+        hidden = random.standard_normal((_PROBE_ROWS, block.hidden_size)).astype(np.float32)
+        n_blocks = self.span.stop - self.span.start
+        pool = SlotPool(n_blocks, block.n_kv_heads, padded_head_dim(block.head_dim), _PROBE_ROWS)
+        place = Place(pool, RopeTables(block.rope, block.head_dim).table(_PROBE_ROWS))
+        layout = grid(cut(0, pool.take(), 0, _PROBE_ROWS))
+        return session.run(hidden, layout, place, range(_PROBE_ROWS))

@@ -59,7 +59,7 @@ def session_options(threads: int | None) -> ort.SessionOptions:
 
 
 class SpanSession:
-    """The session of `segment`. Weights that the session does not copy stay held."""
+    """The session of `segment`, from the graph of it. What the graph holds stays held."""
 
     def __init__(self, segment: Segment, graph: GraphBuilder, options: ort.SessionOptions) -> None:
         self.segment = segment
