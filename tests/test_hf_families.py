@@ -15,6 +15,7 @@ from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import normalised_config_bytes, read_config
 from dgn_backends.hf_families import FAMILIES
 from dgn_backends.model import ModelConfig
+from dgn_backends.weights import HEAD, span_tensors, whole_model
 
 
 def read(directory: Path, family: str, **changes: object) -> ModelConfig:
@@ -74,6 +75,78 @@ def test_every_case_has_the_windows_of_transformers(name: str, tmp_path: Path) -
     kinds = getattr(theirs, "layer_types", None) or ["sliding_attention"] * ours.n_blocks
     assert windows(ours) == [theirs.sliding_window if kind == "sliding_attention" else None for kind in kinds]
     assert [int(each) for each in rotary(ours)] == getattr(theirs, "no_rope_layers", [1] * ours.n_blocks)
+
+
+#: What the config.json of published models says of what is computed.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Mistral-7B-v0.1": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "Mistral-Nemo-Instruct-2407": {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "hidden_act": "silu",
+        "hidden_size": 5120, "head_dim": 128, "intermediate_size": 14336, "max_position_embeddings": 131072,
+        "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
+        "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16", "vocab_size": 131072, "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "Qwen2.5-0.5B-Instruct": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
+        "hidden_size": 896, "intermediate_size": 4864, "max_position_embeddings": 32768,
+        "max_window_layers": 21, "num_attention_heads": 14, "num_hidden_layers": 24,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 32768,
+        "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_sliding_window": False,
+        "vocab_size": 151936, "bos_token_id": 151643, "eos_token_id": 151645,
+    },
+    "Qwen3-0.6B": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+        "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+        "max_position_embeddings": 40960, "max_window_layers": 28, "num_attention_heads": 16,
+        "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16", "use_sliding_window": False, "vocab_size": 151936,
+        "bos_token_id": 151643, "eos_token_id": 151645,
+    },
+    "SmolLM2-135M-Instruct": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+        "hidden_act": "silu", "hidden_size": 576, "intermediate_size": 1536, "mlp_bias": False,
+        "max_position_embeddings": 8192, "num_attention_heads": 9, "num_hidden_layers": 30,
+        "num_key_value_heads": 3, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None,
+        "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16", "vocab_size": 49152,
+        "bos_token_id": 1, "eos_token_id": 2,
+    },
+    "SmolLM3-3B": {
+        "architectures": ["SmolLM3ForCausalLM"], "model_type": "smollm3", "attention_bias": False,
+        "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 11008, "mlp_bias": False,
+        "layer_types": ["full_attention"] * 36, "max_position_embeddings": 65536, "max_window_layers": 28,
+        "no_rope_layer_interval": 4, "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16,
+        "num_hidden_layers": 36, "num_key_value_heads": 4, "rms_norm_eps": 1e-06, "rope_scaling": None,
+        "rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False,
+        "torch_dtype": "bfloat16", "vocab_size": 128256, "bos_token_id": 128000, "eos_token_id": 128012,
+        "pad_token_id": 128004,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_have_the_tensors_of_transformers(name: str, tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED[name]))
+    config = read_config(tmp_path)
+    assert config.dtype == "bf16"
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(transformers_config(tmp_path))
+    theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.tied_head:
+        del theirs[HEAD]
+    assert span_tensors(config, whole_model(config)) == theirs
+    assert windows(config) == [4096 if name == "Mistral-7B-v0.1" else None] * config.n_blocks
+    assert rotary(config).count(False) == (9 if name == "SmolLM3-3B" else 0)
 
 
 def test_biases_that_a_family_has_whatever_the_config_says(tmp_path: Path) -> None:

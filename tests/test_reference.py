@@ -25,7 +25,7 @@ from tiny_llama import make_tiny_llama
 from dgn_backends.api import LoadRequest, SpanRunner, Step
 from dgn_backends.errors import BackendError, BackendUnavailable, LimitError
 from dgn_backends.kv import PAGE_POSITIONS
-from dgn_backends.reference import ReferenceBackend
+from dgn_backends.reference import ReferenceBackend, ReferenceRunner
 from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 
@@ -136,6 +136,21 @@ def test_sequences_through_parts_of_a_loaded_span() -> None:
     assert last.logits is not None
     assert last.logits.to_f32().tobytes() == whole[[0, 49, 3]].tobytes()
     assert other.logits.to_f32().tobytes() == whole[[49]].tobytes()
+
+
+def test_pages_before_the_window_are_not_read() -> None:
+    """What lies there may be anything: poison would spread to every result."""
+    case = llama_case("mistral")
+    runner = load(case)
+    assert isinstance(runner, ReferenceRunner)
+    wanted = run_chunked(runner, case.ids, POSITIONS)
+    runner.open(1, runner.span, POSITIONS)
+    runner.forward([ids_step(1, 0, case.ids[:300])])
+    for page in runner._sequences[1].kv._pages[:3]:
+        page[:] = np.nan  # positions 0-191; the window of 300 begins at 201
+    (output,) = runner.forward([ids_step(1, 300, case.ids[300:], tuple(range(POSITIONS - 300)))])
+    assert output.logits is not None
+    assert output.logits.to_f32().tobytes() == wanted[300:].tobytes()
 
 
 def test_rollback_gives_the_bits_of_a_fresh_sequence() -> None:
@@ -307,7 +322,7 @@ from tiny_llama import make_tiny_llama
 from llama_cases import run_chunked
 from dgn_backends.api import LoadRequest
 from dgn_backends.hf_config import read_config
-from dgn_backends.reference import ReferenceBackend
+from dgn_backends.reference import ReferenceBackend, ReferenceRunner
 from dgn_backends.weights import whole_model
 path = Path(sys.argv[1])
 config = read_config(path)

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked, transformers_logits
+from llama_cases import (
+    CASES,
+    CHUNKS,
+    F32_BOUND,
+    VARYING_CASES,
+    llama_case,
+    run_chunked,
+    transformers_logits,
+)
 from tiny_llama import TinyLlama, make_tiny_llama, random_weights, write_weights
 
 from dgn_backends.api import LoadRequest, SpanRunner, Step
@@ -24,6 +32,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from dgn_backends.torch_backend import TorchBackend  # noqa: E402 - after the skip
 from dgn_backends.torch_rows import RowTiles, agreeing_tiles  # noqa: E402
+from dgn_backends.torch_runner import TorchRunner  # noqa: E402
 
 #: Largest difference of any logit from transformers' f32, as a share of the logits' standard deviation.
 LOW_PRECISION_BOUNDS = {"bf16": 0.35, "f16": 0.05}
@@ -75,6 +84,25 @@ def test_a_chunk_beside_others_keeps_its_bits_with_more_threads() -> None:
             assert np.array_equal(run_chunked(runner, case.ids, chunks), wanted)
     finally:
         torch.set_num_threads(before)
+
+
+def test_pages_before_the_window_are_not_read() -> None:
+    """What lies there may be anything: poison would spread to every result."""
+    case = llama_case("mistral")
+    runner = load(case.path)
+    assert isinstance(runner, TorchRunner)
+    ids = np.resize(case.ids, 700)
+    wanted = run_chunked(runner, ids, 700)
+    runner.open(1, runner.span, 700)
+    runner.forward([Step(1, 0, Tensor.from_numpy(ids[:600], "i32"))])
+    kv = runner._sequences[1].kv
+    with torch.inference_mode():
+        kv.pages[0].fill_(torch.nan)  # positions 0-255; the window of 600 begins at 501
+    for start, stop in ((600, 601), (601, 700)):
+        rows = tuple(range(stop - start))
+        (output,) = runner.forward([Step(1, start, Tensor.from_numpy(ids[start:stop], "i32"), rows)])
+        assert output.logits is not None
+        assert np.array_equal(output.logits.to_f32(), wanted[start:stop])
 
 
 def test_f32_on_a_cpu_keeps_bits_and_says_how() -> None:
@@ -191,7 +219,7 @@ def test_tiles_that_disagree_are_left_out() -> None:
 def test_cuda_conforms_and_is_near_transformers(dtype: str) -> None:
     check_backend(TorchBackend(), dtype=dtype, device="cuda")
     bounds = {"f32": F32_BOUND, **LOW_PRECISION_BOUNDS}
-    for name in ("plain", "mlp-bias", "dynamic", "yarn"):
+    for name in ("plain", "mlp-bias", "dynamic", "yarn", *VARYING_CASES):
         case = llama_case(name)
         runner = load(case.path, dtype, device="auto")
         assert "cuda" in runner.numerics

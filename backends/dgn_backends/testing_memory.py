@@ -1,7 +1,7 @@
 """The conformance checks of memory on a CPU: what a sequence takes beyond its KV, while it grows and in one
 step.
 
-Each model makes one thing large (see `testing_kit.MODELS`) so that the mistake that is looked for takes
+Each model makes one thing large (see `testing_cases.MODELS`) so that the mistake that is looked for takes
 several times the memory that is allowed. Each is measured several times, since
 allocators, and code that is used for the first time, take memory too.
 
