@@ -1,4 +1,4 @@
-"""Every family through real daemons: two nodes, of which one computes with another backend, give the ids of
+"""Every family through real daemons: two nodes, one with ONNX Runtime and one with torch, give the ids of
 `transformers`, from the words of a chat on."""
 
 from __future__ import annotations
@@ -65,11 +65,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def cluster(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     with Cluster(tmp_path_factory.mktemp("nodes"), None) as cluster:
         rows = [Row(peer, span, name) for name, (_, _, map_) in MODELS.items() for peer, span in map_]
         for name in ("a", "b"):
             cluster.add(name)
-        for name, other, backend in (("a", "b", "reference"), ("b", "a", "torch")):
+        for name, other, backend in (("a", "b", "onnx"), ("b", "a", "torch")):
             keys = {"backend": backend, "dtype": "f32"}
             here = {model: {"path": str(path), **keys} for model, path in models.items()}
             cluster.configure(name, rows, [other], models=here)
