@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import pytest
 
-from dgn_backends.api import LoadRequest, Progress, SpanRunner, Step, StepOutput
+from dgn_backends.api import LoadRequest, Progress, Quant, SpanRunner, Step, StepOutput
 from dgn_backends.kv import PAGE_POSITIONS
 from dgn_backends.reference import ReferenceBackend, ReferenceRunner
 from dgn_backends.reference_math import BlockWeights
@@ -21,9 +21,10 @@ from dgn_backends.tensor import Tensor
 from dgn_backends.testing import CHECKS, ConformanceError, check_backend
 
 
+@pytest.mark.parametrize("quant", get_args(Quant))
 @pytest.mark.parametrize("check", CHECKS)
-def test_reference_conforms(check: str) -> None:
-    check_backend(ReferenceBackend(), checks=[check])
+def test_reference_conforms(check: str, quant: Quant) -> None:
+    check_backend(ReferenceBackend(), quant=quant, checks=[check])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])

@@ -45,6 +45,22 @@ print(json.dumps({
 }))
 """
 
+REFUSE = """
+import sys
+from pathlib import Path
+from dgn_backends.api import LoadRequest
+from dgn_backends.errors import BackendUnavailable
+from dgn_backends.hf_config import read_config
+from dgn_backends.registry import load_backend
+from dgn_backends.span import Span
+
+path = Path(sys.argv[1])
+try:
+    load_backend("example").load(LoadRequest(path, read_config(path), Span(0, 1), quant="int4"), print)
+except BackendUnavailable as error:
+    print(error)
+"""
+
 CONFORM = """
 from dgn_backends.registry import load_backend
 from dgn_backends.testing import check_backend
@@ -88,6 +104,12 @@ def test_it_is_listed_and_computes_a_span(installed: dict[str, str], tmp_path: P
     assert found["entry"] == ["dgn-backend-example", "0.1.0", "dgn_backend_example.backend:ExampleBackend"]
     assert found["listed_without_import"]
     assert found["worst"] < 1e-4 < found["size"]
+
+
+def test_it_refuses_quantisation_by_name(installed: dict[str, str], tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", tokenizer=False)
+    said = python(installed, REFUSE, str(model))
+    assert said == 'the example backend has no quant "int4"; set quant = "none"\n'
 
 
 def test_it_conforms(installed: dict[str, str]) -> None:

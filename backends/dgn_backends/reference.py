@@ -2,8 +2,8 @@
 compute.
 
 Row-invariant: see `reference_math`. Weights saved as f32 are used in place, mapped from the file; bf16 and
-f16 are widened when they are loaded. The number of BLAS threads is taken from the environment and does not
-change bits. Knows nothing of peers, sessions of users, sampling or text.
+f16 are widened when they are loaded, and quantised ones dequantised. The number of BLAS threads is taken from
+the environment and does not change bits. Knows nothing of peers, sessions of users, sampling or text.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
+from dgn_backends.api import LoadRequest, Progress, Quant, Step, StepOutput
 from dgn_backends.errors import BackendError, BackendUnavailable
 from dgn_backends.kv import PAGE_POSITIONS, PagedKV
-from dgn_backends.model import ModelConfig
 from dgn_backends.reference_load import block_weights, read_weights
 from dgn_backends.reference_math import (
     SUM_LENGTH,
@@ -60,7 +59,7 @@ class ReferenceBackend:
             raise BackendUnavailable(
                 f'the reference backend computes in f32 only, not in "{request.dtype}"; set dtype = "auto"'
             )
-        return ReferenceRunner(request.config, request.span, read_weights(request, progress))
+        return ReferenceRunner(request, read_weights(request, progress))
 
 
 @dataclass(slots=True, eq=False)
@@ -108,10 +107,11 @@ class ReferenceRunner:
     dtype: DType = "f32"
     row_invariant = True
 
-    def __init__(self, config: ModelConfig, span: Span, weights: dict[str, F32]) -> None:
+    def __init__(self, request: LoadRequest, weights: dict[str, F32]) -> None:
+        config, span = request.config, request.span
         self.span = span
         self.weights_bytes = sum(array.nbytes for array in weights.values())
-        self.numerics = numerics()
+        self.numerics = numerics(request.quant)
         block = config.block
         self.kv_bytes_per_position = (span.stop - span.start) * 2 * block.n_kv_heads * block.head_dim * 4
         self._config = config
@@ -255,7 +255,7 @@ class ReferenceRunner:
         return Tensor.from_numpy(logits, "f32")
 
 
-def numerics() -> str:
+def numerics(quant: Quant) -> str:
     """Everything that shapes the rounding of this backend on this machine."""
     config = np.show_config(mode="dicts")
     blas = config["Build Dependencies"]["blas"]
@@ -263,7 +263,7 @@ def numerics() -> str:
         config["SIMD Extensions"].get("found") or config["SIMD Extensions"].get("baseline") or ["none"]
     )
     return (
-        f"reference f32 kv=f32 tiles={TILE_ROWS},{TILE_COLUMNS},{SUM_LENGTH},{PAGE_POSITIONS} "
+        f"reference f32 kv=f32 quant={quant} tiles={TILE_ROWS},{TILE_COLUMNS},{SUM_LENGTH},{PAGE_POSITIONS} "
         f"numpy={np.__version__} "
         f"blas={blas['name']}-{blas['version']} cpu={platform.machine()}-{vector_units[-1]}"
     )

@@ -1,4 +1,8 @@
-"""Loading weights for the reference backend. Knows nothing of sequences or of how blocks are computed."""
+"""Loading weights for the reference backend. Knows nothing of sequences or of how blocks are computed.
+
+Quantised weights are turned back into f32: what the others compute with fewer bits has to be near what this
+backend computes with the very same weights.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,8 @@ import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.model import ModelConfig
+from dgn_backends.quant import SCHEMES, dequantise
+from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.reference_math import BlockWeights, Linear, Norm
 from dgn_backends.tensor import tensor_bytes
 from dgn_backends.weights import ModelFiles, block_prefix, span_tensors
@@ -18,16 +24,23 @@ F32 = npt.NDArray[np.float32]
 
 def read_weights(request: LoadRequest, progress: Progress) -> dict[str, F32]:
     """Every tensor that the request's span needs, by name, f32: in place in the mapped file where it is f32
-    there."""
+    there, and as what it is after quantisation where that was asked for."""
     files = ModelFiles(request.path)
     files.check(request.config, request.span)
     shapes = span_tensors(request.config, request.span)
     total = sum(tensor_bytes("f32", shape) for shape in shapes.values())
+    quantised = None
+    if request.quant != "none":
+        scheme = SCHEMES[request.quant]
+        quantised = QuantisedFiles(files, shapes, scheme, request.cache_dir, threads=request.threads)
     weights: dict[str, F32] = {}
     done = 0
     progress(done, total)
     for name, shape in shapes.items():
-        array = files.tensor(name, shape).to_f32()
+        if quantised is not None and len(shape) == 2:
+            array = dequantise(quantised.get(name), shape[1])
+        else:
+            array = files.tensor(name, shape).to_f32()
         weights[name] = array if array.flags.aligned else array.copy()
         done += array.nbytes
         progress(done, total)

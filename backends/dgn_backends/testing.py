@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from dgn_backends.api import Backend
+from dgn_backends.api import Backend, Quant
 from dgn_backends.testing_checks import (
     check_batch,
     check_chunks,
     check_description,
     check_interleaved,
+    check_kept_weights,
     check_large_values,
     check_reference,
     check_rollback,
@@ -29,7 +30,7 @@ from dgn_backends.testing_kit import Bench, ConformanceError, MemoryMeter
 from dgn_backends.testing_limits import check_kv_accounting, check_limits
 from dgn_backends.testing_memory import check_kv_in_place, check_no_repeat, check_small_masks
 
-__all__ = ["CHECKS", "TOLERANCE", "ConformanceError", "check_backend"]
+__all__ = ["CHECKS", "QUANT_TOLERANCE", "TOLERANCE", "ConformanceError", "check_backend"]
 
 Check = Callable[[Bench], None]
 
@@ -44,6 +45,7 @@ CHECKS: Mapping[str, Check] = {
     "rollback": check_rollback,
     "row-invariance": check_row_invariance,
     "large-values": check_large_values,
+    "kept-weights": check_kept_weights,
     "limits": check_limits,
     "kv-accounting": check_kv_accounting,
     "kv-in-place": check_kv_in_place,
@@ -57,6 +59,10 @@ _ON_CPU_MEMORY = ("kv-in-place", "no-repeat", "small-masks")
 #: it should be, as a share of its size.
 TOLERANCE: Mapping[str, float] = {"f32": 1e-4, "f16": 0.01, "bf16": 0.06}
 
+#: The same for quantised weights, where it is larger: that of the weights is in the reference as well, but a
+#: backend may round the inputs of a linear layer to 8 bits, each row (or a part of it) for itself.
+QUANT_TOLERANCE = 0.05
+
 
 def check_backend(
     backend: Backend,
@@ -64,15 +70,19 @@ def check_backend(
     dtype: str = "f32",
     device: str = "cpu",
     tolerance: float | None = None,
+    quant: Quant = "none",
     checks: Iterable[str] = tuple(CHECKS),
 ) -> None:
-    """Runs `checks`, names in CHECKS, on `backend` loaded with `dtype` and `device`.
+    """Runs `checks`, names in CHECKS, on `backend` loaded with `dtype`, `device` and `quant`.
 
-    `tolerance` is for backends that round more than their dtype does, such as quantised ones. The three
+    With `quant`, results are compared with those of the reference backend on the same quantised weights.
+    `tolerance` is for backends that round more than TOLERANCE and QUANT_TOLERANCE have it. The three
     checks of memory are passed over where memory can't be counted: on other devices than the CPU, or on
     other systems than Linux. Raises ConformanceError, naming the check and what was found, at the first
     promise that is broken."""
-    with Bench(backend, dtype, device, TOLERANCE[dtype] if tolerance is None else tolerance) as bench:
+    if tolerance is None:
+        tolerance = TOLERANCE[dtype] if quant == "none" else max(TOLERANCE[dtype], QUANT_TOLERANCE)
+    with Bench(backend, dtype, device, tolerance, quant) as bench:
         for name in checks:
             if name in _ON_CPU_MEMORY and (device != "cpu" or not MemoryMeter.is_usable()):
                 continue

@@ -5,6 +5,8 @@ memory."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from dgn_backends.api import SpanRunner
@@ -33,6 +35,10 @@ def check_description(bench: Bench) -> None:
     bench.require(runner.kv_bytes() == 0, "kv_bytes() is not 0 before any sequence is open")
     bench.require(
         runner.numerics and runner.numerics.isprintable(), "numerics is not one line of printable text"
+    )
+    bench.require(
+        bench.quant == "none" or bench.quant in runner.numerics,
+        f"numerics does not name the quantisation {bench.quant}",
     )
     bench.require(
         bench.load("grouped").numerics == runner.numerics, "two loads of one span differ in numerics"
@@ -199,6 +205,23 @@ def check_row_invariance(bench: Bench) -> None:
                 position += len(wanted)
             for sequence in range(1, 2 + others):
                 runner.close(sequence)
+
+
+def check_kept_weights(bench: Bench) -> None:
+    """Quantised weights that were kept on disk compute bit for bit what fresh ones do. (Nothing is looked at
+    without quantisation.)"""
+    if bench.quant == "none":
+        return
+    for name in ("grouped", "biased"):
+        ids = bench.ids(name, 40)
+        fresh = bench.run(bench.load(name), ids, [len(ids)])
+        for start in ("first", "second"):
+            request = replace(bench.request(name), cache_dir=bench.cache_dir)
+            runner = bench.backend.load(request, lambda done, total: None)
+            bench.require(
+                np.array_equal(bench.run(runner, ids, [len(ids)]), fresh),
+                f'model "{name}": bits of the {start} load with a place to keep weights differ',
+            )
 
 
 def check_large_values(bench: Bench) -> None:

@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from dgn_backends.api import Backend, LoadRequest, SpanRunner, Step, StepOutput
+from dgn_backends.api import Backend, LoadRequest, Quant, SpanRunner, Step, StepOutput
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.reference import ReferenceBackend
@@ -36,13 +36,16 @@ class ConformanceError(AssertionError):
 
 
 class Bench:
-    """A backend under test at one dtype and device. `tolerance` is the largest distance allowed (see
-    `distance`)."""
+    """A backend under test at one dtype, device and quantisation. `tolerance` is the largest distance allowed
+    (see `distance`)."""
 
-    def __init__(self, backend: Backend, dtype: str, device: str, tolerance: float) -> None:
+    def __init__(
+        self, backend: Backend, dtype: str, device: str, tolerance: float, quant: Quant = "none"
+    ) -> None:
         self.backend = backend
         self.dtype = dtype
         self.device = device
+        self.quant = quant
         self.tolerance = tolerance
         self.check = ""
         self._directory = tempfile.TemporaryDirectory(prefix="dgn-check-backend-")
@@ -71,16 +74,23 @@ class Bench:
     def request(self, name: str, span: Span | None = None) -> LoadRequest:
         """To load `span` of a model, or all of it, as the bench says."""
         path, config = self.model(name)
-        return LoadRequest(path, config, span or whole_model(config), self.device, self.dtype)
+        return LoadRequest(
+            path, config, span or whole_model(config), self.device, self.dtype, quant=self.quant
+        )
+
+    @property
+    def cache_dir(self) -> Path:
+        """A place where quantised weights may be kept."""
+        return Path(self._directory.name) / "quantised"
 
     def load(self, name: str, span: Span | None = None) -> SpanRunner:
         """A runner of the backend under test."""
         return self.backend.load(self.request(name, span), lambda done, total: None)
 
     def load_reference(self, name: str, span: Span | None = None) -> SpanRunner:
-        """A runner of the reference backend, in f32 on the CPU."""
+        """A runner of the reference backend, in f32 on the CPU, with the weights as they are quantised."""
         path, config = self.model(name)
-        request = LoadRequest(path, config, span or whole_model(config), "cpu", "f32")
+        request = LoadRequest(path, config, span or whole_model(config), "cpu", "f32", quant=self.quant)
         return ReferenceBackend().load(request, lambda done, total: None)
 
     def ids(self, name: str, count: int, seed: int = 0) -> Ids:

@@ -37,6 +37,8 @@ class TorchBackend:
         """See the protocol. `threads` sets torch's threads for the whole process."""
         device = self._device(request.device)
         dtype = _dtype(request, device)
+        if request.quant != "none":
+            raise BackendUnavailable(f'quant "{request.quant}" is unknown to torch; usable: none')
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         if device.type == "cuda":

@@ -37,6 +37,10 @@ class ExampleBackend:
             raise BackendUnavailable(
                 f'the example backend hands on f32, not "{request.dtype}"; set dtype = "f32"'
             )
+        if request.quant != "none":
+            raise BackendUnavailable(
+                f'the example backend has no quant "{request.quant}"; set quant = "none"'
+            )
         files = ModelFiles(request.path)
         files.check(request.config, request.span)  # every name and shape, before the long work begins
         shapes = span_tensors(request.config, request.span)
