@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from msgspec import structs
 from tiny_llama import VOCAB_SIZE, make_tiny_llama
 
 from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
@@ -195,6 +196,26 @@ def test_chunks_without_sample_return_credits(whole: SpanWorker, keys: Iterator[
     other = open_hop(whole, next(keys))
     assert token.token_id == generated(whole, other, count=1)[0]
     close(whole, key, other)
+
+
+@pytest.mark.parametrize("span", ["embed,0-2,head", "embed,0-1"])
+def test_chunks_of_one_hop_in_a_batch_give_what_they_give_one_by_one(
+    model: Path, span: str, keys: Iterator[HopKey]
+) -> None:
+    part = worker(model, span)
+    apart, together, other = (open_hop(part, next(keys), span) for _ in range(3))
+    starts = [(0, 3, None), (3, 5, None), (5, 7, GREEDY)]
+    single = [part.run([step(apart, PROMPT[a:b], a, sample)]) for a, b, sample in starts]
+    frames = [step(together, PROMPT[a:b], a, sample) for a, b, sample in starts]
+    joined = part.run([step(other, PROMPT), *frames])[1:]
+    assert len(joined) == len(frames)
+    for (alone,), answer in zip(single, joined, strict=True):
+        assert structs.replace(answer.message, key=apart) == alone.message  # type: ignore[type-var]
+        if alone.payload is not None:
+            assert answer.payload is not None
+            assert np.array_equal(answer.payload.to_numpy(), alone.payload.to_numpy())
+    failed = part.run([step(together, PROMPT, 9, None), step(together, PROMPT, 16)])
+    assert [answer.message.kind for answer in failed] == ["backend"] * 2  # type: ignore[union-attr]
 
 
 def test_a_batch_gives_what_each_gives_alone(whole: SpanWorker, keys: Iterator[HopKey]) -> None:

@@ -36,6 +36,8 @@ from dgnd.wire.messages import (
     StepFrame,
     WorkerStats,
 )
+from dgnd.worker.joined import positions
+from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
 
@@ -100,12 +102,15 @@ class WorkerProcess:
         return Progress(self._outbox)
 
     def _compute(self, worker: SpanWorker) -> None:
+        pace = Pace()
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: len(self._scheduler) > 0)
-                batch = self._scheduler.take()
+                batch = self._scheduler.take(pace.budget)
+            begun = time.monotonic()
             for frame in worker.run(batch):
                 self._outbox.put(frame)
+            pace.observe(positions(batch), time.monotonic() - begun)
             self._kv_bytes = worker.kv_bytes()
 
     def _read(self) -> None:

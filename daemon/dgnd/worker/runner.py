@@ -40,6 +40,7 @@ from dgnd.wire.messages import (
     StepFrame,
     TokenFrame,
 )
+from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
@@ -54,6 +55,15 @@ class _Sequence:
     span: Span
     history: list[int] = field(default_factory=list)
     answer_start: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one hop has in a batch: frames that follow each other, as one step."""
+
+    frames: tuple[Frame, ...]
+    sequence: _Sequence
+    step: Step
 
 
 class SpanWorker:
@@ -148,69 +158,74 @@ class SpanWorker:
     # --- steps
 
     def _steps(self, batch: Sequence[Frame]) -> list[Frame]:
-        """Runs steps, those of one runner together; the failure of a batch is narrowed down to its step."""
+        """Runs steps, those of one runner together; the failure of a batch is narrowed down to its hop."""
         answers: list[Frame] = []
-        groups: dict[int, list[tuple[Frame, _Sequence, Step]]] = {}
-        for frame in batch:
-            message = frame.message
-            assert isinstance(message, StepFrame)
+        groups: dict[int, list[_Work]] = {}
+        for frames in by_hop(batch):
             try:
-                sequence, step = self._prepare(message, frame.payload)
+                work = self._prepare(frames)
             except DgnError as error:
-                answers.append(Frame(_failure(message, error)))
-                continue
-            groups.setdefault(id(sequence.runner), []).append((frame, sequence, step))
+                answers += _failures(frames, error)
+            else:
+                groups.setdefault(id(work.sequence.runner), []).append(work)
         for group in groups.values():
             answers += self._group(group)
         return answers
 
-    def _prepare(self, message: StepFrame, payload: Tensor | None) -> tuple[_Sequence, Step]:
-        sequence = self._sequences.get(message.key)
-        if sequence is None or payload is None:
-            raise BackendError(f"step {message.start} of hop {message.key.hop} has no open sequence")
+    def _prepare(self, frames: tuple[Frame, ...]) -> _Work:
+        first, last = step_of(frames[0]), step_of(frames[-1])
+        sequence = self._sequences.get(first.key)
+        if sequence is None:
+            raise BackendError(f"step {first.start} of hop {first.key.hop} has no open sequence")
         with _plugin():
-            if message.truncate_to is not None:
-                sequence.runner.truncate(sequence.number, message.truncate_to)
+            if first.truncate_to is not None:
+                sequence.runner.truncate(sequence.number, first.truncate_to)
             length = sequence.runner.length(sequence.number)
-        if length != message.start:
-            raise BackendError(f"a step from position {message.start}, but the KV holds {length} positions")
-        rows = (message.count - 1,) if message.sample is not None and sequence.span.head else ()
-        return sequence, Step(sequence.number, message.start, payload, rows)
+        if length != first.start:
+            raise BackendError(f"a step from position {first.start}, but the KV holds {length} positions")
+        inputs = joined_inputs(frames)
+        rows = (inputs.shape[0] - 1,) if last.sample is not None and sequence.span.head else ()
+        return _Work(frames, sequence, Step(sequence.number, first.start, inputs, rows))
 
-    def _group(self, group: list[tuple[Frame, _Sequence, Step]]) -> list[Frame]:
+    def _group(self, group: list[_Work]) -> list[Frame]:
         try:
-            outputs = _forward(group[0][1].runner, [step for _, _, step in group])
+            outputs = _forward(group[0].sequence.runner, [work.step for work in group])
         except DgnError as error:
             if len(group) > 1:
-                return [answer for item in group for answer in self._alone(*item)]
-            return [Frame(_failure(frame.message, error)) for frame, _, _ in group]
-        answers = []
-        for (frame, sequence, _), output in zip(group, outputs, strict=True):
-            message = frame.message
-            assert isinstance(message, StepFrame)
+                return [answer for work in group for answer in self._alone(work)]
+            return _failures(group[0].frames, error)
+        answers: list[Frame] = []
+        for work, output in zip(group, outputs, strict=True):
             try:
-                answers.append(self._answer(message, sequence, output))
+                answers += self._answers(work, output)
             except DgnError as error:
-                answers.append(Frame(_failure(message, error)))
+                answers += _failures(work.frames, error)
         return answers
 
-    def _alone(self, frame: Frame, sequence: _Sequence, step: Step) -> list[Frame]:
-        """One step of a batch that failed, again and by itself, from where it was."""
+    def _alone(self, work: _Work) -> list[Frame]:
+        """One hop's step of a batch that failed, again and by itself, from where it was."""
         try:
             with _plugin():
-                sequence.runner.truncate(sequence.number, step.start)
+                work.sequence.runner.truncate(work.sequence.number, work.step.start)
         except DgnError as error:
-            return [Frame(_failure(frame.message, error))]
-        return self._group([(frame, sequence, step)])
+            return _failures(work.frames, error)
+        return self._group([work])
 
-    def _answer(self, message: StepFrame, sequence: _Sequence, output: StepOutput) -> Frame:
-        if not sequence.span.head:
-            shape = (message.count, self.config.block.hidden_size)
-            hidden = _checked(output.hidden, "hidden states", sequence.runner.dtype, shape)
-            if not _finite(hidden):
-                where = f"{message.start}-{message.stop - 1}"
-                raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
-            return Frame(message, hidden)
+    def _answers(self, work: _Work, output: StepOutput) -> list[Frame]:
+        """One answer to each frame."""
+        sequence, step = work.sequence, work.step
+        if sequence.span.head:
+            return [self._head_answer(step_of(frame), sequence, output) for frame in work.frames]
+        shape = (step.count, self.config.block.hidden_size)
+        hidden = _checked(output.hidden, "hidden states", sequence.runner.dtype, shape)
+        if not _finite(hidden):
+            where = f"{step.start}-{step.start + step.count - 1}"
+            raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
+        parts = cut(hidden, work.frames)
+        return [Frame(frame.message, part) for frame, part in zip(work.frames, parts, strict=True)]
+
+    def _head_answer(self, message: StepFrame, sequence: _Sequence, output: StepOutput) -> Frame:
+        """A token where one was asked for, else the credit for the next step."""
         if message.sample is None:
             return Frame(
                 Credit(key=message.key, branch=message.branch, route=message.route, stop=message.stop)
@@ -299,6 +314,10 @@ def _finite(tensor: Tensor) -> bool:
     if tensor.dtype == "bf16":
         return bool(((raw.astype(np.uint16) & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(raw).all())
+
+
+def _failures(frames: Sequence[Frame], error: DgnError) -> list[Frame]:
+    return [Frame(_failure(frame.message, error)) for frame in frames]
 
 
 def _failure(message: object, error: DgnError) -> Failure:

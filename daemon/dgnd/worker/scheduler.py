@@ -1,9 +1,11 @@
-"""What a worker computes next: decode steps first, then one chunk of a prompt. Sans-IO.
+"""What a worker computes next: decode steps and chunks of prompts together, under a budget of positions.
+Sans-IO.
 
 Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind
-of work: who is served a decode step loses no turn for a chunk. Decode steps and chunks alternate while both
-wait, and a flood of small frames lets a step pass now and then, so nobody waits for more than one chunk, one
-batch and a few small frames of somebody else. Knows nothing of backends, threads or sockets.
+of work: who is served a decode step loses no turn for a chunk. A batch takes the decode steps that wait, then
+chunks for as long as the budget lasts, at least one; those of one hop that follow each other may go together.
+A flood of small frames lets a batch pass now and then. So nobody waits for more than one budget or one chunk
+of somebody else's prompt, and a few small frames. Knows nothing of backends, threads or sockets.
 """
 
 from __future__ import annotations
@@ -13,12 +15,17 @@ from itertools import zip_longest
 from typing import Literal
 
 from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, StepFrame
+from dgnd.worker.pace import MOST
 
 HopFrame = OpenSequence | StepFrame | History | Cancel | CloseHop
 Kind = Literal["small", "decode", "chunk"]
 
 #: Frames that are no steps, taken one after the other before a waiting step has its turn.
 SMALL_IN_A_ROW = 32
+#: A hop that was the only one served in this many batches is alone: nobody is known to wait, and it gets the
+#: budget several times.
+ALONE_FOR = 8
+ALONE_TIMES = 4
 
 
 def kind_of(frame: Frame) -> Kind:
@@ -30,11 +37,21 @@ def kind_of(frame: Frame) -> Kind:
     return "decode" if message.count == 1 and message.sample is not None else "chunk"
 
 
+def continues(before: StepFrame, after: object) -> bool:
+    """Whether `after`, the next frame of the same hop, can be computed in one step with `before`."""
+    return (
+        isinstance(after, StepFrame)
+        and before.sample is None
+        and after.truncate_to is None
+        and (after.start, after.branch, after.route) == (before.stop, before.branch, before.route)
+    )
+
+
 class Scheduler:
     """Frames that wait, by hop.
 
-    `take` returns either one frame that is not a step (open, history, cancel, close), a batch of decode
-    steps of different hops, or one chunk.
+    `take` returns either one frame that is not a step (open, history, cancel, close), or a batch of steps:
+    decode steps of different hops, then chunks, of which those of one hop follow each other without a gap.
     """
 
     def __init__(self, max_batch: int = 32) -> None:
@@ -44,7 +61,7 @@ class Scheduler:
         self._since: dict[HopKey, int] = {}  # when a hop's first frame became the first
         self._served: dict[tuple[Kind, str], int] = {}  # when an origin last had its turn; origins are few
         self._small = 0  # taken in a row
-        self._batches = 0  # taken since the last chunk
+        self._recent: deque[frozenset[HopKey]] = deque(maxlen=ALONE_FOR)  # whose steps the last batches held
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
@@ -58,18 +75,42 @@ class Scheduler:
             self._since[key] = self._tick()
         self._queues[key].append(frame)
 
-    def take(self) -> list[Frame]:
-        """The next batch; empty when nothing waits."""
-        small, decodes, chunks = self._order("small"), self._order("decode"), self._order("chunk")
-        if small and (self._small < SMALL_IN_A_ROW or not (decodes or chunks)):
+    def take(self, budget: int = MOST) -> list[Frame]:
+        """The next batch, of about `budget` positions; empty when nothing waits."""
+        small, decodes = self._order("small"), self._order("decode")
+        steps = bool(decodes) or bool(self._order("chunk"))
+        if small and (self._small < SMALL_IN_A_ROW or not steps):
             self._small += 1
             return [self._pop("small", small[0])]
         self._small = 0
-        if decodes and not (chunks and self._batches):
-            self._batches += 1
-            return [self._pop("decode", key) for key in decodes[: self._max_batch]]
-        self._batches = 0
-        return [self._pop("chunk", key) for key in chunks[:1]]
+        budget *= ALONE_TIMES if self._is_alone() else 1
+        batch = [self._pop("decode", key) for key in decodes[: self._max_batch]]
+        batch += self._chunks(budget, len(batch), set(decodes))
+        if batch:
+            self._recent.append(frozenset(_key(frame) for frame in batch))
+        return batch
+
+    def _chunks(self, budget: int, used: int, decoding: set[HopKey]) -> list[Frame]:
+        """Chunks for a batch that holds `used` positions already; one at least, if one waits. A hop that has
+        a decode step in the batch gives no chunk."""
+        taken: dict[HopKey, list[Frame]] = {}
+        while True:
+            for key in self._order("chunk"):
+                message = self._queues[key][0].message
+                assert isinstance(message, StepFrame)
+                if key in decoding or (taken and used + message.count > budget):
+                    continue
+                before = taken[key][-1].message if key in taken else None
+                if before is None or (isinstance(before, StepFrame) and continues(before, message)):
+                    break
+            else:
+                return [frame for frames in taken.values() for frame in frames]
+            used += message.count
+            taken.setdefault(key, []).append(self._pop("chunk", key))
+
+    def _is_alone(self) -> bool:
+        """Whether all that waits and all that was served of late is one hop's."""
+        return len(set(self._queues).union(*self._recent)) <= 1
 
     def _order(self, kind: Kind) -> list[HopKey]:
         """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and
@@ -104,3 +145,9 @@ class Scheduler:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+def _key(frame: Frame) -> HopKey:
+    message = frame.message
+    assert isinstance(message, HopFrame)
+    return message.key

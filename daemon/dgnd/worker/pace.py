@@ -1,0 +1,35 @@
+"""How many positions a batch may hold, sized so that a batch takes about a target time on this machine.
+
+Fed with how long batches took; knows nothing of clocks, of backends, or of whose steps they are.
+"""
+
+from __future__ import annotations
+
+#: How long a batch should take: what a decode step waits at the most for somebody else's prompt.
+TARGET_S = 0.5
+#: Fewer positions than this use the weights that a batch reads too badly; more gain nothing.
+LEAST, MOST = 32, 512
+#: The share of the newest measurement in the estimate.
+_WEIGHT = 0.3
+#: Batches smaller than this say nothing of a prompt's speed: reading the weights is most of their time.
+_TELLING = 16
+
+
+class Pace:
+    """The running estimate; starts with `LEAST` until a batch has been measured."""
+
+    def __init__(self, target_s: float = TARGET_S) -> None:
+        self._target_s = target_s
+        self._per_s = 0.0
+
+    def observe(self, positions: int, took_s: float) -> None:
+        """A batch of `positions` took `took_s` seconds."""
+        if positions < _TELLING or took_s <= 0:
+            return
+        measured = positions / took_s
+        self._per_s += (measured - self._per_s) * (_WEIGHT if self._per_s else 1.0)
+
+    @property
+    def budget(self) -> int:
+        """Positions for the next batch."""
+        return min(max(int(self._per_s * self._target_s), LEAST), MOST)
