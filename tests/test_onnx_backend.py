@@ -119,6 +119,16 @@ def test_weights_that_can_not_be_quantised_are_refused(tmp_path: Path) -> None:
         load(path, quant="int8")
 
 
+def test_a_second_start_computes_the_same_from_the_cache(tmp_path: Path) -> None:
+    case = llama_case("attention-bias")
+    request = replace(case.load_request(), quant="int4", threads=2)
+    alone = run_chunked(OnnxBackend().load(request, lambda done, total: None), case.ids, 100)
+    for _ in range(2):
+        runner = OnnxBackend().load(replace(request, cache_dir=tmp_path), lambda done, total: None)
+        assert np.array_equal(run_chunked(runner, case.ids, 100), alone)
+    assert list(tmp_path.rglob("*.q"))
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not count memory")
 @pytest.mark.parametrize("quant", ["none", "int4"])
 def test_weights_are_in_memory_once(tmp_path: Path, quant: Quant) -> None:

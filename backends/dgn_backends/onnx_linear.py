@@ -69,7 +69,10 @@ class QuantisedLinear:
         """See `LinearWeights`."""
         name = graph.new_name("linear")
         packed = graph.weight(f"{name}.packed", self.weight.packed, is_packed=True)
-        inputs = [x, packed, graph.weight(f"{name}.scales", self.weight.scales)]
+        # Scales may be read where they lie; giving them back is safe where they come back from a file.
+        is_mapped = not self.weight.scales.flags.writeable
+        scales = graph.weight(f"{name}.scales", self.weight.scales, is_packed=is_mapped)
+        inputs = [x, packed, scales]
         if self.bias is not None:
             inputs += ["", "", graph.weight(f"{name}.bias", self.bias)]
         output = output or f"{name}.out"

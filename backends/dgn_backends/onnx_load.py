@@ -5,16 +5,14 @@ Knows nothing of graphs, sequences or of running.
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest, Progress
-from dgn_backends.errors import ModelError
 from dgn_backends.onnx_block import BlockWeights
 from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
-from dgn_backends.quant import SCHEMES, Quantised, empty, quantise_into
+from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
 
@@ -27,10 +25,15 @@ class SpanFiles:
 
     def __init__(self, request: LoadRequest, progress: Progress) -> None:
         self._request = request
-        self._scheme = SCHEMES.get(request.quant)
         self._files = ModelFiles(request.path)
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
+        scheme = SCHEMES.get(request.quant)
+        self._quantised: QuantisedFiles | None = None
+        if scheme is not None:
+            self._quantised = QuantisedFiles(
+                self._files, self._shapes, scheme, request.cache_dir, threads=request.threads
+            )
         self._seen: set[str] = set()
         self._done = 0
         self._progress = progress
@@ -80,31 +83,30 @@ class SpanFiles:
 
     def _linear(self, weight: str, bias: str) -> LinearWeights:
         biases = self._f32(bias) if bias else None
-        if self._scheme is None:
+        if self._quantised is None:
             return PlainLinear(self._f32(weight), biases)
-        return QuantisedLinear(self._shapes[weight][1], self._quantised(weight), biases)
-
-    def _quantised(self, name: str) -> Quantised:
-        assert self._scheme is not None
-        out, in_features = self._shapes[name]
-        target = empty(out, in_features, self._scheme)
-        try:
-            quantise_into(target, self._raw(name), threads=self._request.threads or os.cpu_count() or 1)
-        except ValueError as error:
-            raise ModelError(
-                f"{self._request.path / self._files.file_of(name)}: tensor {name} {error}", tensor=name
-            ) from error
-        return target
+        quantised = self._quantised.get(weight)
+        self._count(weight)
+        return QuantisedLinear(self._shapes[weight][1], quantised, biases)
 
     def _f32(self, name: str) -> F32:
         """A tensor in f32: the mapped file itself where it is f32 and aligned."""
-        array = self._raw(name).to_f32()
-        return array if array.flags.aligned else array.copy()
+        tensor = self._raw(name)
+        array = tensor.to_f32()
+        if array.flags.aligned and tensor.dtype == "f32":
+            return array
+        array = array if array.flags.owndata else array.copy()
+        self._files.release(name)
+        return array
 
     def _raw(self, name: str) -> Tensor:
-        tensor = self._files.tensor(name, self._shapes[name])
+        self._count(name)
+        return self._files.tensor(name, self._shapes[name])
+
+    def _count(self, name: str) -> None:
         if name not in self._seen:
             self._seen.add(name)
-            self._done = min(self._done + len(tensor.data), self._total)
+            self._done = min(
+                self._done + tensor_bytes(self._request.config.dtype, self._shapes[name]), self._total
+            )
             self._progress(self._done, self._total)
-        return tensor
