@@ -12,6 +12,13 @@ from typing import Any
 
 import pytest
 
+from dgn_backends.hf_config import read_config
+from dgn_backends.weights import ModelFiles, whole_model
+from dgnd.bench.measure import start_worker
+from dgnd.bench.plan import make_plan
+from dgnd.control.bench import BenchRequest
+from dgnd.text.assets import TextAssets
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 CONDITIONS = {"cpu", "load", "python", "libraries", "threads", "commit", "when"}
 
@@ -68,8 +75,35 @@ def test_hop_cost() -> None:
     assert all(way["tokens"] >= 4 for way in figures.values())
 
 
+def test_a_random_model_of_a_real_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from bench_kit import random_model
+
+    small = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 400, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for name, shape in random_model.REAL_SHAPES.items():
+        monkeypatch.setitem(random_model.REAL_SHAPES, "small", {**shape, **small, **heads})
+        directory = random_model.make_real_shape(tmp_path / name, "small", blocks=2)
+        config = read_config(directory)
+        ModelFiles(directory).check(config, whole_model(config))  # every tensor, and none too many
+        assert (config.dtype, config.vocab_size, config.n_blocks) == ("bf16", 400, 2)
+        plan = make_plan(BenchRequest(model=str(directory), backend="reference", prompt_tokens=20), tmp_path)
+        with start_worker(plan) as worker:  # finite logits, or the worker says so
+            assert worker.generate(plan.prompt(0), 3, 64).tokens == 3
+        text = TextAssets.load(directory, None, ())
+        assert text.tokenizer.decode([300]) == "<300>"
+
+
+def test_the_comparison_with_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp", reason="needs llama-cpp-python, the extra bench")
+    figures = _figures("compare_llamacpp.py", "--formats", "bf16", "--backends", "reference", "--work", str(tmp_path))
+    theirs, ours = figures["bf16"].values()
+    assert theirs["decode_ratio"] == 1
+    assert ours["decode_ratio"] > 0
+
+
 def test_the_page_about_performance_names_every_benchmark() -> None:
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     scripts = sorted(path.name for path in BENCHMARKS.glob("*.py"))
-    assert scripts == ["hop_cost.py", "line.py", "startup.py"]
+    assert scripts == ["compare_llamacpp.py", "hop_cost.py", "line.py", "startup.py"]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []

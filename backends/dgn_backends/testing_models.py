@@ -178,12 +178,14 @@ def write_safetensors(path: Path, weights: Mapping[str, npt.NDArray[np.float32]]
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(parts))
 
 
-def write_tokenizer(directory: Path, chat_template: str | None) -> None:
+def write_tokenizer(directory: Path, chat_template: str | None, vocab_size: int = VOCAB_SIZE) -> None:
     """Writes a byte-level tokenizer: one token a byte, so that any text has ids and any ids have bytes; BOS
-    in front, as a Llama tokenizer adds it."""
+    in front, as a Llama tokenizer adds it. Tokens beyond these, up to `vocab_size`, stand for no text that
+    is ever encoded."""
     vocab = {token: index for index, token in enumerate(SPECIAL_TOKENS)}
     for byte, letter in enumerate(_byte_letters()):
         vocab[letter] = len(SPECIAL_TOKENS) + byte
+    vocab.update({f"<{index}>": index for index in range(VOCAB_SIZE, vocab_size)})
     tokenizer: dict[str, object] = {
         "version": "1.0",
         "truncation": None,

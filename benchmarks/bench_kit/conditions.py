@@ -9,7 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
-_LIBRARIES = ("numpy", "torch", "libp2p", "trio", "msgspec")
+_LIBRARIES = ("numpy", "torch", "onnxruntime", "llama-cpp-python", "libp2p", "trio", "msgspec")
 
 
 def conditions() -> dict[str, str]:
