@@ -9,10 +9,8 @@ from __future__ import annotations
 import math
 
 from dgn_backends.model import ModelConfig
+from dgn_backends.quant import SCHEMES
 from dgn_backends.weights import EMBEDDING, span_tensors, whole_model
-
-#: Bits of a weight with its share of the scale, f32 for each group of 32 or 128.
-_BITS = {"int8": 9.0, "int4": 5.0, "int8-fast": 8.25, "int4-fast": 4.25}
 
 _ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -25,12 +23,13 @@ def parameters(config: ModelConfig) -> int:
 def read_bytes(config: ModelConfig, quant: str, dtype: str) -> int:
     """Bytes that one decode step reads: all linear layers and the head, and one row of the embedding, which
     is left out."""
-    total = 0.0
+    scheme = SCHEMES.get(quant)  # type: ignore[call-overload]  # "none" has none
+    total = 0
     for name, shape in span_tensors(config, whole_model(config)).items():
         if name == EMBEDDING and not config.tied_head:
             continue
-        if quant in _BITS and len(shape) == 2:
-            total += math.prod(shape) * _BITS[quant] / 8
+        if scheme is not None and len(shape) == 2:
+            total += scheme.n_bytes(*shape)
         else:
             total += math.prod(shape) * _ITEM_BYTES[dtype]
-    return round(total)
+    return total
