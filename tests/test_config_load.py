@@ -111,6 +111,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("threads = 4", "threads = 4.5", "14:1: models.llama.threads must be an integer, not a fraction"),
         ("threads = 4", 'chat_template = "lama3"', "14:1: chat_template is 'lama3'; it must be one of "),
         ("threads = 4", "threads = 0", "14:1: threads must be from 1 to 4096"),
+        ("threads = 4", "kv_bytes = 0", "14:1: kv_bytes must be at least 1"),
         ('"/ip6/::/tcp/0"]', "7]", "4:36: node.listen[1] must be a string, not an integer"),
         ("[control]", "[[control]]", "6:3: control must be a table, not an array"),
         ('path = "/srv/models/Llama"', 'path = ""', "10:1: models.llama.path is no path"),

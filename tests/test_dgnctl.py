@@ -64,7 +64,7 @@ def test_the_json_of_status_and_peers_has_the_fixed_keys(
     status = json.loads(capfd.readouterr().out)
     fixed = {"version", "pid", "peer_id", "name", "state", "workers", "missing", "sessions"}
     assert fixed <= set(status)
-    worker = {"model", "spans", "pid", "state", "backend", "weights_bytes", "kv_bytes"}
+    worker = {"model", "spans", "pid", "state", "backend", "weights_bytes", "kv_bytes", "kv_budget_bytes"}
     assert worker <= set(status["workers"][0])
     assert {"id", "model", "origin", "position", "route_number", "route"} <= set(status["sessions"][0])
     assert status["missing"] == {"tiny": "4-7,head"}

@@ -594,3 +594,18 @@ def test_a_session_goes_on_after_a_worker_restart(cluster: Cluster, victim: str)
 def _worker(node: TestNode) -> Any:
     (worker,) = [w for w in node.ctl_json("status")["workers"] if w["model"] == "long"]
     return worker
+
+
+def test_a_prompt_beyond_the_kv_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    model = readable_model(tmp_path / "m", max_positions=2048)
+    with Cluster(tmp_path / "c", model) as cluster:
+        node = cluster.add("a")
+        keys = {"path": str(model), "backend": "reference", "kv_bytes": 700_000}
+        cluster.configure("a", [Row("a", "embed,0-3,head")], models={"m": keys})
+        cluster.start()
+        node.wait_for(lambda: node.ctl_json("status")["workers"][0]["kv_budget_bytes"] == 700_000)
+        failed = node.ctl("run", "--raw", "--json", "--max-tokens", "2", "x" * 1500, check=False)
+        error = json.loads(failed.stdout)["error"]
+        assert (failed.returncode, error["kind"]) == (6, "limit")
+        assert "700,000 bytes" in error["message"]
+        assert len(node.run("x" * 100, "--max-tokens", "2")["token_ids"]) == 2

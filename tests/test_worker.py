@@ -47,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=BLOCKS, max_positions=64)
 
 
-def worker(model: Path, *spans: str, backend: str = "reference") -> SpanWorker:
+def worker(model: Path, *spans: str, backend: str = "reference", kv_bytes: int = 0) -> SpanWorker:
     request = LoadSpans(
         model="m",
         path=str(model),
@@ -55,6 +55,7 @@ def worker(model: Path, *spans: str, backend: str = "reference") -> SpanWorker:
         backend=backend,
         device="cpu",
         dtype="f32",
+        kv_bytes=kv_bytes,
     )
     return SpanWorker(request, lambda done, total: None)
 
@@ -216,6 +217,29 @@ def test_chunks_of_one_hop_in_a_batch_give_what_they_give_one_by_one(
             assert np.array_equal(answer.payload.to_numpy(), alone.payload.to_numpy())
     failed = part.run([step(together, PROMPT, 9, None), step(together, PROMPT, 16)])
     assert [answer.message.kind for answer in failed] == ["backend"] * 2  # type: ignore[union-attr]
+
+
+def test_what_does_not_fit_the_budget_is_refused_and_leaves_the_others_alone(
+    model: Path, whole: SpanWorker, keys: Iterator[HopKey]
+) -> None:
+    (loaded,) = whole.loaded()
+    expected = generated(whole, open_hop(whole, HopKey("o", "s", 0)))
+    close(whole, HopKey("o", "s", 0))
+    room = 64 * loaded.kv_bytes_per_position  # each sequence is opened for as many positions
+    part = worker(model, kv_bytes=room * 3 // 2)
+    first, second = open_hop(part, next(keys)), open_hop(part, next(keys))
+    ids = generated(part, first, count=3)
+    held = part.kv_bytes()
+    refused = one(part, step(second, PROMPT))
+    failure(
+        refused, "limit", second, f"need {room:,} bytes", f"of the {room * 3 // 2:,} bytes", f"hold {room:,}"
+    )
+    assert part.kv_bytes() == held  # before anything was computed
+    for start in range(len(PROMPT) + 2, len(PROMPT) + 5):
+        ids.append(one(part, step(first, ids[-1:], start)).token_id)
+    assert ids == expected
+    close(part, first)
+    assert generated(part, second) == expected
 
 
 def test_a_batch_gives_what_each_gives_alone(whole: SpanWorker, keys: Iterator[HopKey]) -> None:

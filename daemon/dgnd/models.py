@@ -22,6 +22,7 @@ from dgn_backends.span import Span, parse_spans
 from dgnd.config.schema import ModelSection
 from dgnd.errors import ConfigError
 from dgnd.generation import model_sampling
+from dgnd.system_memory import available_bytes
 from dgnd.text.assets import TextAssets
 from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer
 from dgnd.workers import WorkerHandle
@@ -88,6 +89,7 @@ class LocalModel:
             threads=section.threads,
             quant=section.quant,
             cache_dir=str(cache),
+            kv_bytes=section.kv_bytes or 0,
         )
 
     def loaded(self) -> tuple[LoadedSpan, ...]:
@@ -103,6 +105,9 @@ class LocalModel:
     def span_offers(self) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""
         available = available_bytes()
+        if self.worker is not None and self.worker.stats.kv_budget:
+            stats = self.worker.stats
+            available = min(available, max(stats.kv_budget - stats.kv_bytes, 0))
         return tuple(
             SpanOffer(
                 span=item.span,
@@ -113,15 +118,6 @@ class LocalModel:
             )
             for item in self.loaded()
         )
-
-
-def available_bytes() -> int:
-    """Memory that can be taken without swapping, as the kernel estimates it (proc(5), MemAvailable)."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def read_model(name: str, section: ModelSection) -> LocalModel:

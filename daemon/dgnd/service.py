@@ -98,6 +98,7 @@ class NodeService:
             backend=worker.request.backend,
             weights_bytes=worker.weights_bytes,
             kv_bytes=worker.stats.kv_bytes,
+            kv_budget_bytes=worker.stats.kv_budget,
             detail=worker.detail,
         )
 

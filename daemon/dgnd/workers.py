@@ -38,6 +38,7 @@ log = logging.getLogger("dgnd.workers")
 _READ_BYTES = 1 << 18
 _PING_INTERVAL_S = 2.0
 _SILENT_S = 30.0  #: without any byte from a worker for this long it is taken for hung
+_SILENT_LOADING_S = 180.0  #: the same before it is loaded: importing a library holds up everything in it
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
 _STEADY_S = 60.0  #: after running for so long the delay starts again
@@ -71,6 +72,11 @@ class WorkerHandle:
     def ready(self) -> bool:
         """Whether its spans are loaded and it computes."""
         return self.state == "ready"
+
+    @property
+    def _patience_s(self) -> float:
+        """How long it may be silent now."""
+        return _SILENT_S if self.ready else _SILENT_LOADING_S
 
     @property
     def weights_bytes(self) -> int:
@@ -131,13 +137,13 @@ class WorkerHandle:
                 await _reap(process, patience_s=0.0 if hung else 0.5)
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
-            return f"no sign of life for {_SILENT_S:.0f} s, killed"
+            return f"no sign of life for {self._patience_s:.0f} s, killed"
         return self._failure or _why(process.returncode, _oom_kills() > oom_before)
 
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
         decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
-        with trio.move_on_after(_SILENT_S) as silence:
+        with trio.move_on_after(_SILENT_LOADING_S) as silence:
             while True:
                 try:
                     data = await stream.receive_some(_READ_BYTES)
@@ -145,7 +151,7 @@ class WorkerHandle:
                     return False
                 if not data:
                     return False
-                silence.deadline = trio.current_time() + _SILENT_S
+                silence.deadline = trio.current_time() + self._patience_s
                 try:
                     decoder.receive_data(data)
                     while (frame := decoder.next_frame()) is not None:

@@ -89,6 +89,8 @@ def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) ->
         templates.check_name(model.chat_template)
     except ConfigError as error:
         raise KeyProblem((*at, "chat_template"), error.message) from None
+    if model.kv_bytes is not None and model.kv_bytes < 1:
+        raise KeyProblem((*at, "kv_bytes"), "kv_bytes must be at least 1; without it the budget is automatic")
     if model.threads is not None and not 1 <= model.threads <= 4096:
         raise KeyProblem((*at, "threads"), "threads must be from 1 to 4096")
 

@@ -31,6 +31,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     backend: str
     weights_bytes: int
     kv_bytes: int
+    kv_budget_bytes: int = 0  #: what kv_bytes may grow to; 0: not known yet
     detail: str = ""  #: progress, or why it is not ready
 
 

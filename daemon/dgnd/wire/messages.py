@@ -263,6 +263,7 @@ class LoadSpans(Message, tag="w.load", frozen=True):
     threads: int | None = None
     quant: str = "none"
     cache_dir: str = ""  #: where the worker may keep quantised weights
+    kv_bytes: int = 0  #: budget for KV; 0: the worker's choice
 
 
 class LoadProgress(Message, tag="w.progress", frozen=True):
@@ -304,6 +305,7 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
     kv_bytes: int = 0
     sequences: int = 0
     waiting: int = 0
+    kv_budget: int = 0  #: bytes that KV may take
 
 
 PeerMessage = (

@@ -148,7 +148,8 @@ class WorkerProcess:
         sequences = 0 if worker is None else worker.sequence_count()
         with self._wake:
             waiting = len(self._scheduler)
-        return WorkerStats(kv_bytes=self._kv_bytes, sequences=sequences, waiting=waiting)
+        budget = 0 if worker is None else worker.budget.total
+        return WorkerStats(kv_bytes=self._kv_bytes, sequences=sequences, waiting=waiting, kv_budget=budget)
 
     def _write(self) -> None:
         while (frame := self._outbox.get()) is not None:

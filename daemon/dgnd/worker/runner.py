@@ -23,6 +23,7 @@ from dgn_backends.registry import load_backend
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
 from dgnd.sampling import pick
+from dgnd.system_memory import available_bytes
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (
     Cancel,
@@ -41,6 +42,7 @@ from dgnd.wire.messages import (
     TokenFrame,
 )
 from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
+from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
@@ -53,6 +55,7 @@ class _Sequence:
     runner: SpanRunner
     number: int
     span: Span
+    max_positions: int
     history: list[int] = field(default_factory=list)
     answer_start: int = 0
 
@@ -72,6 +75,7 @@ class SpanWorker:
     def __init__(self, request: LoadSpans, progress: Progress) -> None:
         self.config: ModelConfig = read_config(Path(request.path))
         self.runners = _load_runners(request, self.config, progress)
+        self.budget = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
         self._sequences: dict[HopKey, _Sequence] = {}
         self._numbers = itertools.count()
 
@@ -135,7 +139,7 @@ class SpanWorker:
         self._close(message.key)
         number = next(self._numbers)
         runner.open(number, span, message.max_positions)
-        self._sequences[message.key] = _Sequence(runner, number, span)
+        self._sequences[message.key] = _Sequence(runner, number, span, message.max_positions)
         return Frame(HopOpened(key=message.key, credits=CREDITS))
 
     def _history(self, message: History, payload: Tensor | None) -> list[Frame]:
@@ -153,6 +157,7 @@ class SpanWorker:
     def _close(self, key: HopKey) -> None:
         sequence = self._sequences.pop(key, None)
         if sequence is not None:
+            self.budget.release(sequence.number)
             sequence.runner.close(sequence.number)
 
     # --- steps
@@ -184,8 +189,16 @@ class SpanWorker:
         if length != first.start:
             raise BackendError(f"a step from position {first.start}, but the KV holds {length} positions")
         inputs = joined_inputs(frames)
+        self._reserve(sequence, first.start + inputs.shape[0])
         rows = (inputs.shape[0] - 1,) if last.sample is not None and sequence.span.head else ()
         return _Work(frames, sequence, Step(sequence.number, first.start, inputs, rows))
+
+    def _reserve(self, sequence: _Sequence, positions: int) -> None:
+        """Memory for `positions` of the sequence, within the budget; raises LimitError."""
+        runner, span = sequence.runner, sequence.span
+        blocks = max(runner.span.stop - runner.span.start, 1)
+        per_position = runner.kv_bytes_per_position * (span.stop - span.start) // blocks
+        self.budget.reserve(sequence.number, positions, per_position, sequence.max_positions)
 
     def _group(self, group: list[_Work]) -> list[Frame]:
         try:
