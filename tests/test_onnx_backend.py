@@ -13,7 +13,7 @@ import pytest
 from llama_cases import CASES, CHUNKS, F32_BOUND, llama_case, run_chunked
 from tiny_llama import TinyLlama, make_tiny_llama, random_weights, write_weights
 
-from dgn_backends.api import LoadRequest, Progress, Quant, Step
+from dgn_backends.api import LoadRequest, Quant, Step
 from dgn_backends.errors import BackendUnavailable, ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.span import Span
@@ -53,16 +53,6 @@ print(held() - before, runner.weights_bytes)
 #: How far quantised logits may be from f32's, root mean square, as a share of the logits' own. Tiny random
 #: models are far more sensitive than trained ones.
 QUANT_BOUNDS: dict[Quant, float] = {"int8": 0.05, "int8-fast": 0.05, "int4": 0.45, "int4-fast": 0.45}
-
-
-class Quantising(OnnxBackend):
-    """The backend with every load quantised, for the conformance suite."""
-
-    def __init__(self, quant: Quant) -> None:
-        self._quant: Quant = quant
-
-    def load(self, request: LoadRequest, progress: Progress) -> OnnxRunner:
-        return super().load(replace(request, quant=self._quant), progress)
 
 
 def load(
@@ -105,8 +95,7 @@ def test_quantised_logits_are_near(name: str, quant: Quant) -> None:
 @pytest.mark.parametrize("quant", QUANT_BOUNDS)
 @pytest.mark.parametrize("check", CHECKS)
 def test_quantised_conformance(check: str, quant: Quant) -> None:
-    tolerance = 2 * QUANT_BOUNDS[quant]  # the worst row, not all of them
-    check_backend(Quantising(quant), checks=[check], tolerance=tolerance)
+    check_backend(OnnxBackend(), quant=quant, checks=[check])
 
 
 def test_weights_that_can_not_be_quantised_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.onnx_block import BlockWeights
 from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant import SCHEMES, Quantised
 from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
@@ -76,10 +76,13 @@ class SpanFiles:
         """The LM head."""
         return self._linear(head_tensor(self._request.config), "")
 
-    def embedding(self) -> Tensor:
-        """The embedding [vocab_size, hidden_size] as it lies in the mapped file: its rows are picked there,
-        which takes no memory, so it is not quantised either."""
-        return self._raw(EMBEDDING)
+    def embedding(self) -> Tensor | Quantised:
+        """The embedding [vocab_size, hidden_size] as it lies in its mapped file, where rows are picked; a
+        session that has the same weights as its head does not share it."""
+        if self._quantised is None:
+            return self._raw(EMBEDDING)
+        self._count(EMBEDDING)
+        return self._quantised.get(EMBEDDING)
 
     def _linear(self, weight: str, bias: str) -> LinearWeights:
         biases = self._f32(bias) if bias else None

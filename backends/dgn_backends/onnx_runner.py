@@ -112,7 +112,7 @@ class OnnxRunner:
             entry.pool.n_bytes(self._n_blocks(entry.span), entry.length) for entry in self._sequences.values()
         )
 
-    def embed(self, ids: npt.NDArray[np.generic]) -> F32:
+    def embed(self, ids: npt.NDArray[np.integer]) -> F32:
         """Hidden states [n, hidden_size] of token ids [n]."""
         return self._segments.embed(ids)
 
@@ -193,7 +193,7 @@ class _Result:
     def rows(self, piece: Piece) -> F32:
         """The hidden states [count, hidden_size] that the piece begins with."""
         rows = self._step.inputs.rows(piece.first, piece.first + piece.count)
-        return self._runner.embed(rows.to_numpy()) if self._span.embed else rows.to_f32()
+        return self._runner.embed(rows.to_numpy().astype(np.int64)) if self._span.embed else rows.to_f32()
 
     def wanted(self, piece: Piece) -> list[int]:
         """The rows of the piece whose logits are wanted, in the order asked for within the piece."""

@@ -20,8 +20,9 @@ from dgn_backends.onnx_load import SpanFiles
 from dgn_backends.onnx_release import release
 from dgn_backends.onnx_rope import RopeTables
 from dgn_backends.onnx_session import Place, Segment, SpanSession, session_options
+from dgn_backends.quant import Quantised, dequantise
 from dgn_backends.span import Span
-from dgn_backends.tensor import STORAGE, Tensor
+from dgn_backends.tensor import Tensor
 
 F32 = npt.NDArray[np.float32]
 
@@ -46,7 +47,8 @@ class Segments:
         self._sessions: list[SpanSession] = []
         self._make()
         if self._embedding is not None and not (request.span.head and request.config.tied_head):
-            self.weights_bytes += len(self._embedding.data)
+            held = self._embedding
+            self.weights_bytes += held.n_bytes if isinstance(held, Quantised) else len(held.data)
 
     def separate(self, part: Span) -> None:
         """Makes `part` a run of sessions of its own, unless it is one already."""
@@ -65,12 +67,12 @@ class Segments:
             if first <= session.segment.start and session.segment.stop + session.segment.has_head <= last
         ]
 
-    def embed(self, ids: npt.NDArray[np.generic]) -> F32:
+    def embed(self, ids: npt.NDArray[np.integer]) -> F32:
         """Hidden states [n, hidden_size] of token ids [n]."""
         assert self._embedding is not None
-        rows = self._embedding.to_numpy()[ids]
-        assert rows.dtype == STORAGE[self._embedding.dtype]
-        return Tensor.from_numpy(rows, self._embedding.dtype).to_f32()
+        if isinstance(self._embedding, Quantised):
+            return dequantise(self._embedding.rows(ids), self.config.block.hidden_size)
+        return Tensor.from_numpy(self._embedding.to_numpy()[ids], self._embedding.dtype).to_f32()
 
     def _make(self) -> None:
         self._sessions.clear()  # frees the weights before they are loaded again
