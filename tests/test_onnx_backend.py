@@ -226,28 +226,6 @@ def test_what_onnx_can_not_do_is_said() -> None:
         load(path, dtype="q4")
 
 
-def test_a_span_needs_only_its_shards(tmp_path: Path) -> None:
-    path = make_tiny_llama(tmp_path / "model", TinyLlama(tokenizer=False, shards=4))
-    (path / "model-00001-of-00004.safetensors").unlink()
-    runner = load(path, span=Span(3, 4, head=True))
-    runner.open(1, runner.span, 4)
-    hidden = Tensor.from_f32(np.ones((4, 32), np.float32), "f32")
-    (output,) = runner.forward([Step(1, 0, hidden, (3,))])
-    assert output.logits is not None
-    assert output.logits.shape == (1, 261)
-    with pytest.raises(ModelError, match=r"model-00001-of-00004\.safetensors"):
-        load(path)
-
-
-def test_progress_ends_with_the_total() -> None:
-    calls: list[tuple[int, int]] = []
-    request = llama_case("bf16-weights").load_request()
-    OnnxBackend().load(request, lambda done, total: calls.append((done, total)))
-    assert calls == sorted(calls)
-    assert calls[0][0] == 0
-    assert calls[-1][0] == calls[-1][1] > 0
-
-
 def test_steps_alike_share_a_run_and_a_long_one_is_cut() -> None:
     decode = [Piece(number, slot, 9, 0, 1) for number, slot in enumerate((7, 0, 3))]
     chunk = Piece(3, 1, 0, 0, 400)

@@ -33,7 +33,7 @@ from dgnd.wire.messages import (
     StepFrame,
     TokenFrame,
 )
-from dgnd.worker import runner as runner_module
+from dgnd.worker import plugin as plugin_module
 from dgnd.worker.runner import CREDITS, SpanWorker
 
 BLOCKS = 3
@@ -505,7 +505,7 @@ OUTPUTS = [
 def faulty(model: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], SpanWorker]:
     def make(fault: str, span: str = "embed,0-2,head") -> SpanWorker:
         monkeypatch.setattr(Faulty, "fault", fault)
-        monkeypatch.setattr(runner_module, "load_backend", lambda name: Faulty())
+        monkeypatch.setattr(plugin_module, "load_backend", lambda name: Faulty())
         return worker(model, span, backend="faulty")
 
     return make

@@ -18,7 +18,7 @@ from dgn_backends.onnx_rope import RopeTable, RopeTables
 from dgn_backends.onnx_segments import Segments
 from dgn_backends.onnx_session import Place
 from dgn_backends.span import Span
-from dgn_backends.step_check import check_step
+from dgn_backends.step_check import check_distinct, check_step
 from dgn_backends.tensor import DType, Tensor
 
 F32 = npt.NDArray[np.float32]
@@ -123,8 +123,7 @@ class OnnxRunner:
             raise BackendError(f"sequence {sequence} is not open") from None
 
     def _check(self, steps: Sequence[Step]) -> None:
-        if len({step.sequence for step in steps}) != len(steps):
-            raise BackendError("a batch has more than one step of a sequence")
+        check_distinct(steps)
         for step in steps:
             entry = self._get(step.sequence)
             check_step(step, self._config, entry.span, entry.length, entry.total_positions)

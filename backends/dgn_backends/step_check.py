@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from dgn_backends.api import Step
 from dgn_backends.errors import BackendError, LimitError
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span
+
+
+def check_distinct(steps: Sequence[Step]) -> None:
+    """Raises BackendError where a batch has two steps of one sequence."""
+    if len({step.sequence for step in steps}) != len(steps):
+        raise BackendError("a batch has more than one step of a sequence")
 
 
 def check_step(step: Step, config: ModelConfig, span: Span, length: int, total_positions: int) -> None:

@@ -15,7 +15,7 @@ from dgn_backends.errors import BackendError
 from dgn_backends.model import ModelConfig
 from dgn_backends.rope import angles, cos_sin
 from dgn_backends.span import Span
-from dgn_backends.step_check import check_step
+from dgn_backends.step_check import check_distinct, check_step
 from dgn_backends.tensor import DType, Tensor
 from dgn_backends.torch_attention import PageReader
 from dgn_backends.torch_block import Rows, Segment, Tiles, rms_norm
@@ -124,8 +124,7 @@ class TorchRunner:
             raise BackendError(f"sequence {sequence} is not open") from None
 
     def _check(self, steps: Sequence[Step]) -> None:
-        if len({step.sequence for step in steps}) != len(steps):
-            raise BackendError("a batch has more than one step of a sequence")
+        check_distinct(steps)
         for step in steps:
             sequence = self._get(step.sequence)
             check_step(step, self._config, sequence.span, sequence.kv.length, sequence.total_positions)

@@ -7,21 +7,16 @@ concerned; a plugin's output is checked before anything is passed on.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
-import numpy as np
-
-from dgn_backends.api import LoadRequest, Progress, Quant, SpanRunner, Step, StepOutput
+from dgn_backends.api import Progress, SpanRunner, Step, StepOutput
 from dgn_backends.errors import BackendError, DgnError, NonFiniteOutput
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
-from dgn_backends.registry import load_backend
 from dgn_backends.span import Span, parse_spans
-from dgn_backends.tensor import DType, Tensor, tensor_bytes
+from dgn_backends.tensor import Tensor
 from dgnd.sampling import pick
 from dgnd.system_memory import available_bytes
 from dgnd.wire.codec import failure_of
@@ -43,6 +38,7 @@ from dgnd.wire.messages import (
 )
 from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
 from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
+from dgnd.worker.plugin import checked, forward, is_finite, load_runners, plugin_call
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
@@ -74,7 +70,7 @@ class SpanWorker:
 
     def __init__(self, request: LoadSpans, progress: Progress) -> None:
         self.config: ModelConfig = read_config(Path(request.path))
-        self.runners = _load_runners(request, self.config, progress)
+        self.runners = load_runners(request, self.config, progress)
         self.budget = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
         self._sequences: dict[HopKey, _Sequence] = {}
         self._numbers = itertools.count()
@@ -107,7 +103,7 @@ class SpanWorker:
         if isinstance(message, StepFrame):
             return self._steps(batch)
         try:
-            with _plugin():
+            with plugin_call():
                 return self._control(batch[0])
         except DgnError as error:
             return [Frame(_failure(message, error))]
@@ -182,7 +178,7 @@ class SpanWorker:
         sequence = self._sequences.get(first.key)
         if sequence is None:
             raise BackendError(f"step {first.start} of hop {first.key.hop} has no open sequence")
-        with _plugin():
+        with plugin_call():
             if first.truncate_to is not None:
                 sequence.runner.truncate(sequence.number, first.truncate_to)
             length = sequence.runner.length(sequence.number)
@@ -202,7 +198,7 @@ class SpanWorker:
 
     def _group(self, group: list[_Work]) -> list[Frame]:
         try:
-            outputs = _forward(group[0].sequence.runner, [work.step for work in group])
+            outputs = forward(group[0].sequence.runner, [work.step for work in group])
         except DgnError as error:
             if len(group) > 1:
                 return [answer for work in group for answer in self._alone(work)]
@@ -218,7 +214,7 @@ class SpanWorker:
     def _alone(self, work: _Work) -> list[Frame]:
         """One hop's step of a batch that failed, again and by itself, from where it was."""
         try:
-            with _plugin():
+            with plugin_call():
                 work.sequence.runner.truncate(work.sequence.number, work.step.start)
         except DgnError as error:
             return _failures(work.frames, error)
@@ -230,8 +226,8 @@ class SpanWorker:
         if sequence.span.head:
             return [self._head_answer(step_of(frame), sequence, output) for frame in work.frames]
         shape = (step.count, self.config.block.hidden_size)
-        hidden = _checked(output.hidden, "hidden states", sequence.runner.dtype, shape)
-        if not _finite(hidden):
+        hidden = checked(output.hidden, "hidden states", sequence.runner.dtype, shape)
+        if not is_finite(hidden):
             where = f"{step.start}-{step.start + step.count - 1}"
             raise NonFiniteOutput(f"blocks {sequence.span} gave NaN or infinity at positions {where}")
         parts = cut(hidden, work.frames)
@@ -243,7 +239,7 @@ class SpanWorker:
             return Frame(
                 Credit(key=message.key, branch=message.branch, route=message.route, stop=message.stop)
             )
-        logits = _checked(output.logits, "logits", "f32", (1, self.config.vocab_size))
+        logits = checked(output.logits, "logits", "f32", (1, self.config.vocab_size))
         token = pick(
             logits.to_f32()[0],
             message.sample,
@@ -263,70 +259,6 @@ class SpanWorker:
                 token_id=token,
             )
         )
-
-
-def _load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
-    backend = load_backend(request.backend)
-    spans = [span for text in request.spans for span in parse_spans(text, config.n_blocks)]
-    runners = []
-    for index, span in enumerate(spans):
-
-        def part(done: int, total: int, index: int = index) -> None:
-            progress(index * total + done, len(spans) * total)
-
-        load = LoadRequest(
-            path=Path(request.path),
-            config=config,
-            span=span,
-            device=request.device,
-            dtype=request.dtype,
-            threads=request.threads,
-            quant=cast(Quant, request.quant),  # checked where the configuration is read
-            cache_dir=Path(request.cache_dir) if request.cache_dir else None,
-        )
-        runners.append(backend.load(load, part))
-    return runners
-
-
-def _forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
-    """One call of the plugin; what it raises, or returns that is no list of outputs, is a BackendError."""
-    with _plugin():
-        outputs = runner.forward(steps)
-    if not isinstance(outputs, list) or not all(isinstance(output, StepOutput) for output in outputs):
-        raise BackendError(f"the backend returned {type(outputs).__name__}, not a list of StepOutput")
-    if len(outputs) != len(steps):
-        raise BackendError(f"the backend returned {len(outputs)} outputs for {len(steps)} steps")
-    return outputs
-
-
-@contextmanager
-def _plugin() -> Iterator[None]:
-    """Around calls of the plugin: it is foreign code, and whatever it raises becomes a BackendError."""
-    try:
-        yield
-    except DgnError:
-        raise
-    except Exception as error:
-        raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
-
-
-def _checked(tensor: Tensor | None, what: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
-    """An output of the plugin, if it is what was asked for."""
-    if not isinstance(tensor, Tensor):
-        raise BackendError(f"the backend returned no {what}")
-    if (tensor.dtype, tensor.shape) != (dtype, shape):
-        found = f"{tensor.dtype}{list(tensor.shape)}"
-        raise BackendError(f"the backend returned {what} {found}, not {dtype}{list(shape)}")
-    return tensor
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether no item is NaN or infinite; bf16 is judged by its exponent bits."""
-    assert tensor_bytes(tensor.dtype, tensor.shape) == len(tensor.data)
-    raw = tensor.to_numpy()
-    if tensor.dtype == "bf16":
-        return bool(((raw.astype(np.uint16) & 0x7F80) != 0x7F80).all())
-    return bool(np.isfinite(raw).all())
 
 
 def _failures(frames: Sequence[Frame], error: DgnError) -> list[Frame]:

@@ -15,6 +15,7 @@ from itertools import zip_longest
 from typing import Literal
 
 from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, StepFrame
+from dgnd.worker.joined import step_of
 from dgnd.worker.pace import MOST
 
 HopFrame = OpenSequence | StepFrame | History | Cancel | CloseHop
@@ -37,11 +38,10 @@ def kind_of(frame: Frame) -> Kind:
     return "decode" if message.count == 1 and message.sample is not None else "chunk"
 
 
-def continues(before: StepFrame, after: object) -> bool:
+def continues(before: StepFrame, after: StepFrame) -> bool:
     """Whether `after`, the next frame of the same hop, can be computed in one step with `before`."""
     return (
-        isinstance(after, StepFrame)
-        and before.sample is None
+        before.sample is None
         and after.truncate_to is None
         and (after.start, after.branch, after.route) == (before.stop, before.branch, before.route)
     )
@@ -87,7 +87,7 @@ class Scheduler:
         batch = [self._pop("decode", key) for key in decodes[: self._max_batch]]
         batch += self._chunks(budget, len(batch), set(decodes))
         if batch:
-            self._recent.append(frozenset(_key(frame) for frame in batch))
+            self._recent.append(frozenset(step_of(frame).key for frame in batch))
         return batch
 
     def _chunks(self, budget: int, used: int, decoding: set[HopKey]) -> list[Frame]:
@@ -96,12 +96,10 @@ class Scheduler:
         taken: dict[HopKey, list[Frame]] = {}
         while True:
             for key in self._order("chunk"):
-                message = self._queues[key][0].message
-                assert isinstance(message, StepFrame)
+                message = step_of(self._queues[key][0])
                 if key in decoding or (taken and used + message.count > budget):
                     continue
-                before = taken[key][-1].message if key in taken else None
-                if before is None or (isinstance(before, StepFrame) and continues(before, message)):
+                if key not in taken or continues(step_of(taken[key][-1]), message):
                     break
             else:
                 return [frame for frames in taken.values() for frame in frames]
@@ -145,9 +143,3 @@ class Scheduler:
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
-
-
-def _key(frame: Frame) -> HopKey:
-    message = frame.message
-    assert isinstance(message, HopFrame)
-    return message.key
