@@ -41,7 +41,7 @@ test-rootfs:
 
 bench:
 	@scripts/bootstrap.sh test
-	@for name in startup line hop_cost; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
+	@for name in startup line hop_cost quality; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dgn_backends.hf_config import read_config
+from dgn_backends.quant import SCHEMES
 from dgn_backends.weights import ModelFiles, whole_model
 from dgnd.bench.measure import start_worker
 from dgnd.bench.plan import make_plan
@@ -75,6 +76,16 @@ def test_hop_cost() -> None:
     assert all(way["tokens"] >= 4 for way in figures.values())
 
 
+def test_quality(tmp_path: Path) -> None:
+    figures = _figures("quality.py", "--models", str(tmp_path))  # dgn-demo alone
+    assert list(figures["perplexity"]) == ["dgn-demo"]
+    found = figures["perplexity"]["dgn-demo"]
+    assert found["reference"].keys() == {*SCHEMES, "q4_0", "q8_0"}
+    assert found["reference"]["int8"] == pytest.approx(1, rel=0.05)
+    assert list(figures["weights"]) == ["dgn-demo", "Llama-3.2-1B, normal", "Llama-3.2-1B, heavy"]
+    assert figures["weights"]["dgn-demo"]["int4"]["q_proj"] < 0.2
+
+
 def test_a_random_model_of_a_real_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from bench_kit import random_model
@@ -106,5 +117,5 @@ def test_the_comparison_with_llama_cpp(tmp_path: Path) -> None:
 def test_the_page_about_performance_names_every_benchmark() -> None:
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     scripts = sorted(path.name for path in BENCHMARKS.glob("*.py"))
-    assert scripts == ["compare_llamacpp.py", "hop_cost.py", "line.py", "startup.py"]
+    assert scripts == ["compare_llamacpp.py", "hop_cost.py", "line.py", "quality.py", "startup.py"]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []
