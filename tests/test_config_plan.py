@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dgn_backends.testing_models import write_safetensors
+from dgn_backends.api import LoadRequest, Quant
+from dgn_backends.hf_config import read_config
+from dgn_backends.quant import SCHEMES
+from dgn_backends.registry import load_backend
+from dgn_backends.span import Span
+from dgn_backends.testing_models import make_tiny_llama, write_safetensors
+from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
@@ -75,8 +82,9 @@ def model(tmp_path: Path) -> Path:
     return directory
 
 
-def write_config(tmp_path: Path, *rows: tuple[str, str]) -> Path:
-    text = f'[models.tiny]\npath = "model"\n[peers.attic]\nid = "{PEER}"\n'
+def write_config(tmp_path: Path, *rows: tuple[str, str], quant: str = "") -> Path:
+    keys = f'quant = "{quant}"\n' if quant else ""
+    text = f'[models.tiny]\npath = "model"\n{keys}[peers.attic]\nid = "{PEER}"\n'
     for peer, span in rows:
         text += f'[[blocks]]\nmodel = "tiny"\npeer = "{peer}"\nspan = "{span}"\n'
     path = tmp_path / "dgn.toml"
@@ -104,6 +112,28 @@ def test_bytes_and_files_of_every_node(tmp_path: Path, model: Path) -> None:
     assert attic.files == ("model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors")
     assert plan.small_files == ("config.json", "tokenizer.json", "model.safetensors.index.json")
     assert (plan.missing, plan.absent) == ("", ())
+
+
+@pytest.mark.parametrize("quant", list(SCHEMES))
+def test_quantised_weights_count_as_they_are_loaded(tmp_path: Path, quant: Quant) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    tiny = make_tiny_llama(tmp_path / "model", tied=True, dtype="bf16", attention_bias=True)
+    rows = (("self", "embed,0-3,head"), ("attic", "2-3"))
+    (plan,) = make_plan(load_config(write_config(tmp_path, *rows, quant=quant)))
+    config = read_config(tiny)
+    for node, span in zip(plan.nodes, (whole_model(config), Span(2, 4)), strict=True):
+        request = LoadRequest(path=tiny, config=config, span=span, quant=quant)
+        loaded = load_backend("onnx").load(request, lambda done, total: None)
+        assert node.weights_bytes == loaded.weights_bytes
+
+
+def test_check_names_the_quantisation(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, ("self", "embed,0-2,head"), quant="int4")
+    code, out, _ = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert code == 0
+    assert re.search(r"  self  embed,0-2,head: [\d.]+ KiB of weights in int4\n", out)
 
 
 def test_check_prints_the_plan(

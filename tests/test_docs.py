@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
+from dgn_backends.quant import SCHEMES
 from dgnd.config import load_config
 from dgnd.config.schema import Config, Section
 from dgnd.main import cli
@@ -59,6 +60,16 @@ def test_documented_defaults_are_the_real_ones() -> None:
             assert (tuple(shown) if isinstance(shown, list) else shown) == real
             checked += 1
     assert checked >= 4
+
+
+def test_documented_bytes_of_quantised_weights_are_the_real_ones() -> None:
+    text = (ROOT / "docs/config.md").read_text()
+    rows = re.findall(r"^\| (int\S+) \| (\d+) \| ([\d.]+) \|", text, flags=re.M)
+    wanted = {
+        name: (scheme.group, scheme.n_bytes(1, scheme.group) / scheme.group)
+        for name, scheme in SCHEMES.items()
+    }
+    assert {name: (int(group), float(size)) for name, group, size in rows} == wanted
 
 
 def test_the_example_shows_every_key() -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
+from dgn_backends.quant import SCHEMES
 from dgn_backends.span import Span, format_spans
 from dgn_backends.tensor import tensor_bytes
-from dgn_backends.weights import INDEX_FILE, ModelFiles, span_tensors
+from dgn_backends.weights import INDEX_FILE, ModelFiles, Shape, span_tensors
 from dgnd.blocksmap import BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.check import SELF
@@ -35,7 +36,8 @@ SMALL_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class NodePlan:
-    """What the rows give to one node ("self" or a peer's name). `files` are those that hold its weights."""
+    """What the rows give to one node ("self" or a peer's name). `weights_bytes` as they are once loaded with
+    the model's `quant` here, the only one that is known; `files` are those that hold its weights."""
 
     node: str
     spans: tuple[Span, ...]
@@ -49,6 +51,7 @@ class ModelPlan:
 
     name: str
     path: Path
+    quant: str
     n_blocks: int
     nodes: tuple[NodePlan, ...]
     small_files: tuple[str, ...]
@@ -72,12 +75,17 @@ def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
         configs[name] = read_config(paths[name])
     counts = {name: config.n_blocks for name, config in configs.items()}
     blocks = BlocksMap.build(loaded.config, counts, loaded.error_at)
-    return tuple(_plan_model(name, paths[name], configs[name], blocks) for name in paths)
+    return tuple(
+        _plan_model(name, paths[name], section.quant, configs[name], blocks)
+        for name, section in loaded.config.models.items()
+    )
 
 
-def _plan_model(name: str, path: Path, config: ModelConfig, blocks: BlocksMap) -> ModelPlan:
+def _plan_model(name: str, path: Path, quant: str, config: ModelConfig, blocks: BlocksMap) -> ModelPlan:
     files = _files(path, needed=bool(blocks.own_spans(name)))
-    nodes = tuple(_plan_node(node, blocks.spans(name, node), config, files) for node in blocks.units[name])
+    nodes = tuple(
+        _plan_node(node, blocks.spans(name, node), quant, config, files) for node in blocks.units[name]
+    )
     own = next((node.files for node in nodes if node.node == SELF), ())
     absent = tuple(file for file in own if not (path / file).exists())
     if files is not None and not absent:
@@ -86,6 +94,7 @@ def _plan_model(name: str, path: Path, config: ModelConfig, blocks: BlocksMap) -
     return ModelPlan(
         name=name,
         path=path,
+        quant=quant,
         n_blocks=config.n_blocks,
         nodes=nodes,
         small_files=tuple(file for file in SMALL_FILES if (path / file).exists()),
@@ -104,13 +113,23 @@ def _files(path: Path, *, needed: bool) -> ModelFiles | None:
         return None
 
 
-def _plan_node(node: str, spans: tuple[Span, ...], config: ModelConfig, files: ModelFiles | None) -> NodePlan:
+def _plan_node(
+    node: str, spans: tuple[Span, ...], quant: str, config: ModelConfig, files: ModelFiles | None
+) -> NodePlan:
     tensors = {name: shape for span in spans for name, shape in span_tensors(config, span).items()}
     names: dict[str, None] = {}
     if files is not None:
         names = {file: None for span in spans for file in files.span_files(config, span)}
-    weights = sum(tensor_bytes(config.dtype, shape) for shape in tensors.values())
+    weights = sum(_bytes(shape, quant, config) for shape in tensors.values())
     return NodePlan(node, spans, weights, tuple(names))
+
+
+def _bytes(shape: Shape, quant: str, config: ModelConfig) -> int:
+    """Of one tensor in memory: matrices are quantised, and what isn't is then in f32."""
+    scheme = next((scheme for name, scheme in SCHEMES.items() if name == quant), None)
+    if scheme is None:
+        return tensor_bytes(config.dtype, shape)
+    return scheme.n_bytes(shape[0], shape[1]) if len(shape) == 2 else tensor_bytes("f32", shape)
 
 
 def format_plan(plans: tuple[ModelPlan, ...]) -> str:
@@ -121,7 +140,9 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
         width = max((len(node.node) for node in plan.nodes), default=0)
         for node in plan.nodes:
             spans = format_spans(node.spans)
-            lines.append(f"  {node.node:{width}}  {spans}: {format_bytes(node.weights_bytes)} of weights")
+            weights = format_bytes(node.weights_bytes)
+            quantised = "" if plan.quant == "none" else f" in {plan.quant}"
+            lines.append(f"  {node.node:{width}}  {spans}: {weights} of weights{quantised}")
             lines.extend(f"  {'':{width}}    {file}" for file in node.files)
         lines.append(f"  every node of this model also needs {' '.join(plan.small_files)}")
         if plan.missing:
