@@ -11,7 +11,7 @@ from dgnd.worker.kv_budget import PAGE_POSITIONS, KVBudget
 
 
 def test_pages_are_counted_and_never_more_than_the_sequence_can_hold() -> None:
-    budget = KVBudget(10**9)
+    budget = KVBudget[int](10**9)
     budget.reserve(1, 1, 10, 4096)
     assert budget.held == PAGE_POSITIONS * 10
     budget.reserve(1, PAGE_POSITIONS + 1, 10, 4096)
@@ -25,7 +25,7 @@ def test_pages_are_counted_and_never_more_than_the_sequence_can_hold() -> None:
 
 
 def test_growth_within_a_page_is_never_refused() -> None:
-    budget = KVBudget(PAGE_POSITIONS * 10)
+    budget = KVBudget[int](PAGE_POSITIONS * 10)
     for positions in range(1, PAGE_POSITIONS + 1):
         budget.reserve(1, positions, 10, 4096)
     with pytest.raises(LimitError, match=r"257 positions need 5,120 bytes .* the 2,560 bytes .* hold 0;"):
@@ -33,15 +33,45 @@ def test_growth_within_a_page_is_never_refused() -> None:
     budget.reserve(1, PAGE_POSITIONS, 10, 4096)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3000)), max_size=60), st.integers(1, 100_000))
-def test_the_budget_is_kept_whatever_is_asked(asked: list[tuple[int, int]], total: int) -> None:
-    budget = KVBudget(total)
+def test_the_one_idle_for_longest_gives_way_and_only_as_many_as_needed() -> None:
+    budget = KVBudget[str](4 * PAGE_POSITIONS)
+    for name in ("a", "b", "c", "d"):
+        assert budget.reserve(name, 1, 1, 4096) == []
+    for name in ("c", "a", "b", "never seen"):
+        budget.idle(name)
+    budget.idle("c")  # said again, it is not idle for less long
+    budget.busy("b")
+    assert budget.reserve("e", 1, 1, 4096) == ["c"]
+    budget.idle("b")
+    assert budget.reserve("d", PAGE_POSITIONS + 1, 1, 4096) == ["a"]
+    with pytest.raises(LimitError, match=r"769 positions .* answering hold 512;"):
+        budget.reserve("e", 3 * PAGE_POSITIONS + 1, 1, 4096)  # also without "b", d's two pages are in the way
+    assert budget.held == budget.total  # and "b" has kept its own
+    assert budget.reserve("b", 5, 1, 4096) == []
+
+
+Asked = tuple[int, int | None]  # a sequence, and what it reserves; None: it becomes idle
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.none() | st.integers(0, 3000)), max_size=60),
+    st.integers(1, 100_000),
+)
+def test_the_budget_is_kept_whatever_is_asked(asked: list[Asked], total: int) -> None:
+    budget = KVBudget[int](total)
+    idle: set[int] = set()
     for sequence, positions in asked:
         before = budget.held
-        refused = False
+        if positions is None:
+            budget.idle(sequence)
+            idle.add(sequence)
+            continue
+        idle.discard(sequence)
         try:
-            budget.reserve(sequence, positions, 7, 2000)
+            gone = budget.reserve(sequence, positions, 7, 2000)
         except LimitError:
-            refused = True
+            assert budget.held == before
+        else:
+            assert set(gone) <= idle
+            idle -= set(gone)
         assert budget.held <= total
-        assert budget.held == before or not refused

@@ -21,6 +21,7 @@ from dgnd.wire.messages import (
     Cancel,
     CloseHop,
     Credit,
+    EndTurn,
     Failure,
     Frame,
     History,
@@ -240,6 +241,33 @@ def test_what_does_not_fit_the_budget_is_refused_and_leaves_the_others_alone(
     assert ids == expected
     close(part, first)
     assert generated(part, second) == expected
+
+
+@pytest.mark.parametrize("ended", [EndTurn, Cancel])
+def test_idle_hops_give_way_and_say_so_when_they_are_used_again(
+    model: Path, whole: SpanWorker, keys: Iterator[HopKey], ended: type[EndTurn] | type[Cancel]
+) -> None:
+    (loaded,) = whole.loaded()
+    expected = generated(whole, open_hop(whole, HopKey("o", "s", 0)))
+    close(whole, HopKey("o", "s", 0))
+    part = worker(model, kv_bytes=2 * 64 * loaded.kv_bytes_per_position)
+    idle, busy, new = (open_hop(part, next(keys)) for _ in range(3))
+    position = len(PROMPT) + 2
+    kept = {key: generated(part, key, count=3) for key in (idle, busy)}
+    part.run([Frame(ended(key=idle, branch=0))])
+    assert generated(part, new) == expected
+    assert part.sequence_count() == 2
+    failure(one(part, step(idle, kept[idle][-1:], position)), "stale_state", idle, "gave way")
+    assert one(part, step(busy, kept[busy][-1:], position)).token_id == expected[3]
+    part.run([Frame(ended(key=new, branch=0))])
+    assert generated(part, open_hop(part, idle)) == expected  # as by replay
+    # What is in the batch is busy, also where its answer had ended before.
+    part.run([Frame(ended(key=busy, branch=0))])
+    late = open_hop(part, next(keys))
+    answers = part.run([step(late, PROMPT), step(busy, [expected[3]], position + 1)])
+    assert isinstance(answers[-1].message, TokenFrame)
+    (refused,) = (answer.message for answer in answers if isinstance(answer.message, Failure))
+    failure(refused, "limit", late, "sessions that are answering hold")
 
 
 def test_a_batch_gives_what_each_gives_alone(whole: SpanWorker, keys: Iterator[HopKey]) -> None:

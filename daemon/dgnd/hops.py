@@ -167,6 +167,7 @@ class HopServer:
             case EndTurn():
                 length = HopLength(key=message.key, branch=message.branch, length=hop.fence.length)
                 self._host.post(sender, Frame(length))
+                self._host.to_worker(hop.ticket.model, Frame(message))  # its KV may now give way
             case Cancel():
                 hop.cancelling = message.branch
                 hop.fence.cancel(message.branch)

@@ -216,7 +216,7 @@ class Cancel(Message, tag="cancel", frozen=True):
 
 
 class EndTurn(Message, tag="end_turn", frozen=True):
-    """The answer is complete; answered by HopLength."""
+    """The answer is complete; answered by HopLength, of the hop and not of its worker."""
 
     key: HopKey
     branch: int
@@ -314,7 +314,7 @@ PeerMessage = (
 )  # fmt: skip
 WorkerMessage = (
     LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame
-    | History | TokenFrame | Credit | Cancel | HopLength | CloseHop | Failure
+    | History | TokenFrame | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 AnyMessage = PeerMessage | WorkerMessage
 

@@ -1,8 +1,12 @@
-"""The bytes that a worker's KV caches may take, and who holds how many. Policy alone: it counts positions, in
-pages as backends take them, and knows nothing of backends or of frames.
+"""The bytes that a worker's KV caches may take, who holds how many, and who gives way.
+
+Policy alone: it counts positions, in pages as backends take them, and knows nothing of backends or of frames.
 """
 
 from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
 
 from dgn_backends.errors import LimitError
 
@@ -11,36 +15,65 @@ PAGE_POSITIONS = 256
 #: The part of the available memory that KV takes where no budget is given.
 AUTOMATIC_SHARE = 0.8
 
+Key = TypeVar("Key", bound=Hashable)
 
-class KVBudget:
-    """`total` bytes for all sequences of one worker; 0 is no limit."""
+
+class KVBudget(Generic[Key]):
+    """`total` bytes for all sequences of one worker; 0 is no limit. A sequence is busy from when it reserves
+    until it is said to be idle; idle ones give way, the one idle for longest first, busy ones never."""
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._held: dict[int, int] = {}
+        self._held: dict[Key, int] = {}
+        self._idle: dict[Key, None] = {}  # in the order in which they became so
 
     @property
     def held(self) -> int:
         """Bytes that are spoken for now."""
         return sum(self._held.values())
 
-    def reserve(self, sequence: int, positions: int, bytes_per_position: int, most: int) -> None:
+    def idle(self, sequence: Key) -> None:
+        """The sequence's answer has ended; nobody waits for it."""
+        if sequence in self._held:
+            self._idle.setdefault(sequence)
+
+    def busy(self, sequence: Key) -> None:
+        """The sequence is worked on."""
+        self._idle.pop(sequence, None)
+
+    def reserve(self, sequence: Key, positions: int, bytes_per_position: int, most: int) -> list[Key]:
         """Makes the sequence's share that of `positions`, more or fewer than before; it never grows beyond
-        `most` positions. Raises LimitError, and changes nothing, where that is beyond the budget."""
+        `most` positions. Returns the idle sequences that had to give way and hold nothing any more.
+
+        Raises LimitError, and changes nothing, where the busy ones leave too little of the budget."""
+        self.busy(sequence)
         pages = -(-positions // PAGE_POSITIONS)
         wanted = min(pages * PAGE_POSITIONS, max(most, positions)) * bytes_per_position
-        others = self.held - self._held.get(sequence, 0)
-        if self.total and wanted > self._held.get(sequence, 0) and others + wanted > self.total:
-            raise LimitError(
-                f"{positions:,} positions need {wanted:,} bytes of KV cache; of the {self.total:,} bytes "
-                f"that it may take here, other sessions hold {others:,}; try again when they have ended, "
-                "or raise kv_bytes in [models.NAME]",
-                needed=wanted,
-                budget=self.total,
-                held=others,
-            )
+        own = self._held.get(sequence, 0)
+        gone: list[Key] = []
+        if self.total and wanted > own:
+            room = self.total - (self.held - own)
+            idle = {key: self._held[key] for key in self._idle if self._held[key]}
+            if wanted > room + sum(idle.values()):
+                used = self.total - room - sum(idle.values())
+                raise LimitError(
+                    f"{positions:,} positions need {wanted:,} bytes of KV cache; of the {self.total:,} bytes "
+                    f"that it may take here, sessions that are answering hold {used:,}; try again when they "
+                    "have ended, or raise kv_bytes in [models.NAME]",
+                    needed=wanted,
+                    budget=self.total,
+                    held=used,
+                )
+            for key, size in idle.items():
+                if wanted <= room:
+                    break
+                room += size
+                gone.append(key)
+                self.release(key)
         self._held[sequence] = wanted
+        return gone
 
-    def release(self, sequence: int) -> None:
+    def release(self, sequence: Key) -> None:
         """The sequence is closed."""
         self._held.pop(sequence, None)
+        self._idle.pop(sequence, None)

@@ -24,6 +24,7 @@ from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
+    EndTurn,
     Failure,
     Frame,
     History,
@@ -136,7 +137,7 @@ class WorkerProcess:
                 with self._wake:
                     self._load = load
                     self._wake.notify()
-            case OpenSequence() | StepFrame() | History() | Cancel() | CloseHop() as message:
+            case OpenSequence() | StepFrame() | History() | Cancel() | EndTurn() | CloseHop() as message:
                 with self._wake:
                     self._scheduler.put(message.key, frame)
                     self._wake.notify()

@@ -17,6 +17,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import Tensor
+from dgnd.errors import StaleState
 from dgnd.sampling import pick
 from dgnd.system_memory import available_bytes
 from dgnd.wire.codec import failure_of
@@ -24,6 +25,7 @@ from dgnd.wire.messages import (
     Cancel,
     CloseHop,
     Credit,
+    EndTurn,
     Failure,
     Frame,
     History,
@@ -71,8 +73,9 @@ class SpanWorker:
     def __init__(self, request: LoadSpans, progress: Progress) -> None:
         self.config: ModelConfig = read_config(Path(request.path))
         self.runners = load_runners(request, self.config, progress)
-        self.budget = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
+        self.budget: KVBudget[HopKey] = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
         self._sequences: dict[HopKey, _Sequence] = {}
+        self._gave_way: set[HopKey] = set()  # hops without KV until they are closed
         self._numbers = itertools.count()
 
     def loaded(self) -> tuple[LoadedSpan, ...]:
@@ -117,7 +120,11 @@ class SpanWorker:
                 return self._history(message, frame.payload)
             case Cancel():
                 length = self._length(message.key)
+                self.budget.idle(message.key)
                 return [Frame(HopLength(key=message.key, branch=message.branch, length=length))]
+            case EndTurn():
+                self.budget.idle(message.key)
+                return []
             case CloseHop():
                 self._close(message.key)
                 return []
@@ -151,9 +158,13 @@ class SpanWorker:
         return 0 if sequence is None else sequence.runner.length(sequence.number)
 
     def _close(self, key: HopKey) -> None:
+        self._gave_way.discard(key)
+        self._free(key)
+
+    def _free(self, key: HopKey) -> None:
         sequence = self._sequences.pop(key, None)
         if sequence is not None:
-            self.budget.release(sequence.number)
+            self.budget.release(key)
             sequence.runner.close(sequence.number)
 
     # --- steps
@@ -162,6 +173,8 @@ class SpanWorker:
         """Runs steps, those of one runner together; the failure of a batch is narrowed down to its hop."""
         answers: list[Frame] = []
         groups: dict[int, list[_Work]] = {}
+        for frame in batch:
+            self.budget.busy(step_of(frame).key)
         for frames in by_hop(batch):
             try:
                 work = self._prepare(frames)
@@ -176,6 +189,8 @@ class SpanWorker:
     def _prepare(self, frames: tuple[Frame, ...]) -> _Work:
         first, last = step_of(frames[0]), step_of(frames[-1])
         sequence = self._sequences.get(first.key)
+        if first.key in self._gave_way:
+            raise StaleState("the KV cache of this idle session gave way to others")
         if sequence is None:
             raise BackendError(f"step {first.start} of hop {first.key.hop} has no open sequence")
         with plugin_call():
@@ -185,16 +200,20 @@ class SpanWorker:
         if length != first.start:
             raise BackendError(f"a step from position {first.start}, but the KV holds {length} positions")
         inputs = joined_inputs(frames)
-        self._reserve(sequence, first.start + inputs.shape[0])
+        self._reserve(first.key, sequence, first.start + inputs.shape[0])
         rows = (inputs.shape[0] - 1,) if last.sample is not None and sequence.span.head else ()
         return _Work(frames, sequence, Step(sequence.number, first.start, inputs, rows))
 
-    def _reserve(self, sequence: _Sequence, positions: int) -> None:
-        """Memory for `positions` of the sequence, within the budget; raises LimitError."""
+    def _reserve(self, key: HopKey, sequence: _Sequence, positions: int) -> None:
+        """Memory for `positions` of the sequence, within the budget: idle ones give way, and come back by
+        replay. Raises LimitError."""
         runner, span = sequence.runner, sequence.span
         blocks = max(runner.span.stop - runner.span.start, 1)
         per_position = runner.kv_bytes_per_position * (span.stop - span.start) // blocks
-        self.budget.reserve(sequence.number, positions, per_position, sequence.max_positions)
+        for idle in self.budget.reserve(key, positions, per_position, sequence.max_positions):
+            self._gave_way.add(idle)
+            with plugin_call():
+                self._free(idle)
 
     def _group(self, group: list[_Work]) -> list[Frame]:
         try:

@@ -14,11 +14,11 @@ from collections import deque
 from itertools import zip_longest
 from typing import Literal
 
-from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, StepFrame
+from dgnd.wire.messages import Cancel, CloseHop, EndTurn, Frame, History, HopKey, OpenSequence, StepFrame
 from dgnd.worker.joined import step_of
 from dgnd.worker.pace import MOST
 
-HopFrame = OpenSequence | StepFrame | History | Cancel | CloseHop
+HopFrame = OpenSequence | StepFrame | History | Cancel | EndTurn | CloseHop
 Kind = Literal["small", "decode", "chunk"]
 
 #: Frames that are no steps, taken one after the other before a waiting step has its turn.
@@ -50,8 +50,8 @@ def continues(before: StepFrame, after: StepFrame) -> bool:
 class Scheduler:
     """Frames that wait, by hop.
 
-    `take` returns either one frame that is not a step (open, history, cancel, close), or a batch of steps:
-    decode steps of different hops, then chunks, of which those of one hop follow each other without a gap.
+    `take` returns either one frame that is not a step, or a batch of steps: decode steps of different hops,
+    then chunks, of which those of one hop follow each other without a gap.
     """
 
     def __init__(self, max_batch: int = 32) -> None:
