@@ -99,3 +99,10 @@ def test_the_budget_follows_the_machine_and_is_bounded() -> None:
     for _ in range(40):
         pace.observe(16, 60.0)
     assert pace.budget == LEAST
+
+
+def test_a_batch_waits_for_others_a_small_part_of_what_it_takes() -> None:
+    pace = Pace()
+    assert pace.patience_s == 0
+    pace.observe(1, 0.05)
+    assert 0 < pace.patience_s < 0.005

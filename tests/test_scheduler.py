@@ -155,6 +155,25 @@ def test_who_decodes_keeps_its_turn_for_chunks() -> None:
     assert taken == {"a": 1} or taken == {"a": 1, "b": 1}
 
 
+def test_a_batch_is_gathered_when_the_hops_of_the_last_one_are_back() -> None:
+    first, second, third = key("a"), key("a", 1), key("b")
+    scheduler = filled(decode(first))
+    assert scheduler.is_gathered()  # nobody is expected yet
+    for hop in (second, third):
+        scheduler.put(hop, decode(hop))
+    assert len(scheduler.take()) == 3
+    for hop in (third, first):
+        scheduler.put(hop, decode(hop, 1))
+        assert not scheduler.is_gathered()
+    scheduler.put(second, decode(second, 1))
+    assert scheduler.is_gathered()
+    scheduler.take()
+    scheduler.put(first, decode(first, 2))
+    scheduler.take()  # the others took too long: they are not waited for again
+    scheduler.put(first, decode(first, 3))
+    assert scheduler.is_gathered()
+
+
 def test_a_flood_of_small_frames_lets_steps_pass() -> None:
     scheduler = filled(decode(B), chunk(C))
     waited = []

@@ -11,6 +11,9 @@ TARGET_S = 0.5
 LEAST, MOST = 32, 512
 #: The share of the newest measurement in the estimate.
 _WEIGHT = 0.3
+#: The share of the last batch's time that the next one may wait for the hops of the last to come back: in a
+#: batch of its own, each would cost about as much as all of them together.
+_PATIENCE = 0.05
 #: Batches smaller than this say nothing of a prompt's speed: reading the weights is most of their time.
 _TELLING = 16
 
@@ -21,13 +24,20 @@ class Pace:
     def __init__(self, target_s: float = TARGET_S) -> None:
         self._target_s = target_s
         self._per_s = 0.0
+        self._last_s = 0.0
 
     def observe(self, positions: int, took_s: float) -> None:
         """A batch of `positions` took `took_s` seconds."""
+        self._last_s = took_s
         if positions < _TELLING or took_s <= 0:
             return
         measured = positions / took_s
         self._per_s += (measured - self._per_s) * (_WEIGHT if self._per_s else 1.0)
+
+    @property
+    def patience_s(self) -> float:
+        """How long the next batch may wait for hops that the last one served."""
+        return _PATIENCE * self._last_s
 
     @property
     def budget(self) -> int:

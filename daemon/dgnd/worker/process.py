@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from dgn_backends.errors import DgnError
-from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
+from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Cancel,
@@ -43,6 +43,7 @@ from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
 
 _READ_BYTES = 1 << 18
+_ONE_WRITE_BYTES = 1 << 18  #: more than this is not copied to be written at once
 _PROGRESS_INTERVAL_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
@@ -70,7 +71,7 @@ class WorkerProcess:
         self._scheduler = Scheduler()
         self._wake = threading.Condition()  # guards _scheduler and _load
         self._load: LoadSpans | None = None
-        self._outbox: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[list[Frame] | None] = queue.SimpleQueue()
         self._worker: SpanWorker | None = None
         self._kv_bytes = 0
 
@@ -90,14 +91,14 @@ class WorkerProcess:
         except Exception as error:  # noqa: BLE001 - a plugin is foreign code: its fault is named
             self._fail("backend", f"backend {request.backend}: {type(error).__name__}: {error}")
         else:
-            self._outbox.put(Frame(Loaded(spans=self._worker.loaded(), device=request.device)))
+            self._outbox.put([Frame(Loaded(spans=self._worker.loaded(), device=request.device))])
             self._compute(self._worker)
         self._outbox.put(None)
         writer.join(timeout=5)
         return 1
 
     def _fail(self, kind: str, message: str) -> None:
-        self._outbox.put(Frame(Failure(kind=kind, message=message[:4096], tag="w.load")))
+        self._outbox.put([Frame(Failure(kind=kind, message=message[:4096], tag="w.load"))])
 
     def _progress(self) -> Progress:
         return Progress(self._outbox)
@@ -107,10 +108,12 @@ class WorkerProcess:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: len(self._scheduler) > 0)
+                self._wake.wait_for(self._scheduler.is_gathered, pace.patience_s)
                 batch = self._scheduler.take(pace.budget)
             begun = time.monotonic()
-            for frame in worker.run(batch):
-                self._outbox.put(frame)
+            answers = worker.run(batch)
+            if answers:
+                self._outbox.put(answers)
             pace.observe(positions(batch), time.monotonic() - begun)
             self._kv_bytes = worker.kv_bytes()
 
@@ -130,9 +133,9 @@ class WorkerProcess:
     def _take(self, frame: Frame) -> None:
         match frame.message:
             case Ping(nonce=nonce):
-                self._outbox.put(Frame(Pong(nonce=nonce)))
+                self._outbox.put([Frame(Pong(nonce=nonce))])
             case WorkerStats():
-                self._outbox.put(Frame(self._stats()))
+                self._outbox.put([Frame(self._stats())])
             case LoadSpans() as load:
                 with self._wake:
                     self._load = load
@@ -153,9 +156,13 @@ class WorkerProcess:
         return WorkerStats(kv_bytes=self._kv_bytes, sequences=sequences, waiting=waiting, kv_budget=budget)
 
     def _write(self) -> None:
-        while (frame := self._outbox.get()) is not None:
+        while (frames := self._outbox.get()) is not None:
+            # The answers of a batch leave together, so that the next steps come back together.
+            parts = [part for frame in frames for part in encode(frame)]
+            if sum(map(len, parts)) <= _ONE_WRITE_BYTES:
+                parts = [b"".join(parts)]
             try:
-                for part in encode_for_stream(frame):
+                for part in parts:
                     self._sock.sendall(part)
             except OSError:
                 os._exit(0)
@@ -164,7 +171,7 @@ class WorkerProcess:
 class Progress:
     """Load progress as frames, a few a second and the last one always."""
 
-    def __init__(self, outbox: queue.SimpleQueue[Frame | None]) -> None:
+    def __init__(self, outbox: queue.SimpleQueue[list[Frame] | None]) -> None:
         self._outbox = outbox
         self._last = 0.0
 
@@ -172,7 +179,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= _PROGRESS_INTERVAL_S or done >= total:
             self._last = now
-            self._outbox.put(Frame(LoadProgress(done=done, total=total)))
+            self._outbox.put([Frame(LoadProgress(done=done, total=total))])
 
 
 def main(argv: list[str]) -> int:

@@ -66,6 +66,10 @@ class Scheduler:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
+    def is_gathered(self) -> bool:
+        """Whether every hop of the last batch of steps waits again."""
+        return not self._recent or all(key in self._queues for key in self._recent[-1])
+
     def put(self, key: HopKey, frame: Frame) -> None:
         """Appends a frame to its hop's queue. A cancel or close first drops the hop's waiting steps."""
         if isinstance(frame.message, Cancel | CloseHop):
