@@ -1,4 +1,5 @@
-"""Nodes with different backends serve one model together, and their answers are those of one node."""
+"""Nodes with different backends serve one model together, and their answers are those of one node; with
+different quantisations they are not, and say so."""
 
 from __future__ import annotations
 
@@ -47,3 +48,32 @@ def test_torch_and_onnx_nodes_give_the_greedy_ids_of_one_node(tmp_path: Path, wh
                 answer = origin.run(prompt, "--model", name, "--max-tokens", "60")
                 assert answer["token_ids"] == wanted, name
                 assert {hop["name"] for hop in answer["route"]} == {"a", "b"}
+
+
+def test_nodes_with_different_quantisations_answer_and_do_not_call_it_exact(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model")
+    quants = {"mixed": ("int8", "int4"), "alike": ("int8", "int8"), "plain": ("none", "none")}
+    rows = [row for name in quants for row in (Row("a", "embed,0-1", name), Row("b", "2-3,head", name))]
+    with Cluster(tmp_path / "nodes", None) as cluster:
+        for name in ("a", "b"):
+            cluster.add(name)
+        for index, (name, other) in enumerate((("a", "b"), ("b", "a"))):
+            models = {
+                each: {"path": str(model), "backend": "reference", "quant": pair[index]}
+                for each, pair in quants.items()
+            }
+            cluster.configure(name, rows, [other], models=models)
+        cluster.start()
+        a = cluster.nodes["a"]
+        for name in quants:
+            for origin in cluster.nodes.values():
+                answer = origin.run("once", "--model", name, "--max-tokens", "5")
+                assert len(answer["token_ids"]) == 5
+                assert answer["exact"] is (name != "mixed")
+        told = a.ctl("run", "--raw", "--model", "mixed", "--max-tokens", "2", "once").stderr
+        assert "not all of the route computes alike" in told
+        assert a.ctl("run", "--raw", "--model", "alike", "--max-tokens", "2", "once").stderr == ""
+        (peer,) = a.ctl_json("peers")
+        numerics = {offer["model"]: offer["numerics"] for offer in peer["offers"]}
+        for name, (_, theirs) in quants.items():
+            assert f"quant={theirs} " in numerics[name]

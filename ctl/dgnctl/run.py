@@ -75,7 +75,8 @@ def _explain(params: GenerateParams, result: GenerateResult) -> None:
     if result.finish_reason == "length" and params.max_tokens is None:
         click.echo("dgnctl: the answer ends here because the context is full", err=True)
     if not result.exact:
-        click.echo("dgnctl: a peer was replaced on the way; another run may differ at near ties", err=True)
+        text = "not all of the route computes alike (quant, dtype), or a part was replaced on the way"
+        click.echo(f"dgnctl: {text}; one node alone may answer otherwise", err=True)
 
 
 def read_prompt(raw: bool) -> str:

@@ -153,6 +153,7 @@ class Engine:
         async def work() -> None:
             if limit > 0:
                 await self.navigator.ensure(driver, model, params.wait)
+                answer.exactness.through(self.navigator.line(driver, model), begun=False)
                 clocks.prefill = trio.current_time()
                 await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)
 
@@ -196,6 +197,8 @@ class Engine:
                     raise
                 replayed = True  # a hop forgot the session: everything is computed again from the token ids
                 await self.navigator.open(driver, conversation.model)
+                line = self.navigator.line(driver, conversation.model)
+                answer.exactness.through(line, begun=bool(answer.token_ids))
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue

@@ -14,6 +14,7 @@ import msgspec
 
 from dgnd.control import api
 from dgnd.errors import BadRequest, ModelError
+from dgnd.exactness import Exactness
 from dgnd.sampling import check_sampling
 from dgnd.text.assets import TextAssets
 from dgnd.text.stops import StopMatcher
@@ -79,6 +80,7 @@ class Answer:
     ) -> None:
         self.token_ids: list[int] = []
         self.finish_reason: api.FinishReason | None = None
+        self.exactness = Exactness()
         self._detokenizer = text.detokenizer()
         self._stops = StopMatcher(stop, stop_ids, text.eos_token_ids)
         self._limit = limit
@@ -115,7 +117,7 @@ class Answer:
             token_ids=list(self.token_ids),
             prompt_token_ids=list(prompt),
             finish_reason=self.finish_reason,
-            exact=True,
+            exact=self.exactness.holds,
             usage=api.Usage(prompt_tokens=len(prompt), completion_tokens=len(self.token_ids)),
             timings=timings,
             route=route,

@@ -114,6 +114,7 @@ class LocalModel:
                 numerics=item.numerics,
                 dtype=item.dtype,
                 row_invariant=item.row_invariant,
+                quant=self.section.quant,
                 free_kv_positions=available // max(item.kv_bytes_per_position, 1),
             )
             for item in self.loaded()

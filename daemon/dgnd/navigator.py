@@ -11,6 +11,7 @@ import trio
 
 from dgnd.driver import ModelIdentity, SessionDriver
 from dgnd.errors import BlocksMissing, ManifestMismatch, ModelError, NotReady, StaleState
+from dgnd.exactness import Way
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
@@ -73,6 +74,15 @@ class Navigator:
             raise
         self._refuse_conflict(model, [hop.peer for hop in route])
         return route
+
+    def line(self, driver: SessionDriver, model: LocalModel) -> dict[int, Way | None]:
+        """For each unit of the model, how the session's route computes it."""
+        return {
+            unit: way
+            for hop in driver.session.route
+            for way in [self.offers.way(model, hop.peer, hop.span)]
+            for unit in hop.span.units()
+        }
 
     def _refuse_conflict(self, model: LocalModel, nodes: list[str]) -> None:
         conflict = self.offers.manifests.conflict(model.name, nodes)

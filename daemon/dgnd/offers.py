@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from dgn_backends.manifest import Manifest as TensorManifest
-from dgn_backends.span import SpanSyntaxError, format_units, parse_spans
+from dgn_backends.span import Span, SpanSyntaxError, format_units, parse_spans
+from dgnd.exactness import Way
 from dgnd.models import LocalModel
 from dgnd.routing import Offer, missing_units
 from dgnd.trust import ManifestBook
@@ -121,6 +122,19 @@ class OfferBook:
         except SpanSyntaxError as error:
             log.warning("offer of %s for %s is not used: %s", peer, model.name, error)
             return []
+
+    def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
+        """How `peer` computes `span`; None where it does not offer that now."""
+        hello = self.heard.get(peer)
+        offers = hello.offers if hello is not None else ()
+        said = [item for offer in offers if offer.model == model.name for item in offer.spans]
+        for item in model.span_offers() if peer == self.me else said:
+            try:
+                if any(offered.contains(span) for offered in parse_spans(item.span, model.config.n_blocks)):
+                    return Way(item.quant, item.dtype, item.numerics, item.row_invariant)
+            except SpanSyntaxError:
+                continue
+        return None
 
     def missing(self, model: LocalModel) -> str:
         """What nobody reachable serves, in the config's notation; empty when a route exists."""

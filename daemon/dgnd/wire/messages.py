@@ -36,6 +36,7 @@ class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
     numerics: str
     dtype: str
     row_invariant: bool = False
+    quant: str = "none"
     free_kv_positions: int = 0
 
 
