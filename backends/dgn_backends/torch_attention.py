@@ -16,29 +16,46 @@ from dgn_backends.torch_rows import RowTiles, pad_rows
 
 #: Positions of queries worked at once where no tiles are prescribed: bounds the scores' memory.
 _QUERIES_AT_ONCE = 64
+#: Bytes of keys and values in f32 worked at once where they are kept otherwise: about a cache.
+_WIDENED_BYTES = 4 << 20
 #: Stands for the peak of a row without any score: finite, so that differences from it are numbers.
 _LEAST = torch.finfo(torch.float32).min
 
 
 class PageReader:
-    """Gives a block's keys and values of a page in f32.
+    """Gives a block's keys and values in f32, some pages at a time.
 
-    Where they are kept otherwise they are widened into the same two buffers every time: new ones for every
-    page would leave the allocator full of holes.
+    f32 pages are used where they lie, one by one and whole, so that the order of sums depends on a position
+    alone. Others are widened, several at once, into the same buffer every time: new ones would leave the
+    allocator full of holes.
     """
 
     def __init__(self) -> None:
-        self._buffers: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
 
-    def read(self, kv: TorchKV, page: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, f32 [n_kv_heads, PAGE_POSITIONS, head_dim]; valid until the next call."""
+    def pages_at_once(self, kv: TorchKV) -> int:
+        """How many pages `read` gives in one go."""
+        page = kv.pages[0]
+        if page.dtype == torch.float32:
+            return 1
+        return max(1, _WIDENED_BYTES // (page[0].numel() * torch.float32.itemsize))
+
+    def read(self, kv: TorchKV, block: int, page: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, f32 [n_kv_heads, n, head_dim], from the first position of `page` on, valid until
+        the next call: those up to position `stop`, as far as they are read in one go; of an f32 page all."""
         held = kv.pages[page][block]
         if held.dtype == torch.float32:
             return held[0], held[1]
-        if self._buffers is None:
-            self._buffers = torch.empty(held.shape, dtype=torch.float32, device=held.device)
-        self._buffers.copy_(held)
-        return self._buffers[0], self._buffers[1]
+        at_once = self.pages_at_once(kv)
+        if self._buffer is None:
+            shape = (*held.shape[:2], at_once * PAGE_POSITIONS, held.shape[-1])
+            self._buffer = torch.empty(shape, dtype=torch.float32, device=held.device)
+        count = min(stop - page * PAGE_POSITIONS, at_once * PAGE_POSITIONS)
+        wide = self._buffer[:, :, :count]
+        for done in range(0, count, PAGE_POSITIONS):
+            part = wide[:, :, done : done + PAGE_POSITIONS]
+            part.copy_(kv.pages[page + done // PAGE_POSITIONS][block, :, :, : part.shape[2]])
+        return wide[0], wide[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +96,12 @@ def _attend_tile(q: torch.Tensor, over: Keys, first: int, reader: PageReader) ->
     n_kv_heads = pages[0].shape[2]
     grouped = q.view(count, n_kv_heads, -1, head_dim).transpose(0, 1).reshape(n_kv_heads, -1, head_dim)
     first_page = 0 if over.window is None else max(0, first - over.window + 1) // PAGE_POSITIONS
-    end_page = min(-(-(first + count) // PAGE_POSITIONS), len(pages))
+    end = min(first + count, len(pages) * PAGE_POSITIONS)
     peak = total = mixed = None
-    for index in range(first_page, end_page):
-        keys, values = reader.read(over.kv, index, over.block)
-        scores = torch.bmm(grouped, keys.transpose(1, 2))  # [n_kv_heads, count * group, PAGE]
-        _mask(scores, count, first, index * PAGE_POSITIONS, over.window)
+    for page in range(first_page, -(-end // PAGE_POSITIONS), reader.pages_at_once(over.kv)):
+        keys, values = reader.read(over.kv, over.block, page, end)
+        scores = torch.bmm(grouped, keys.transpose(1, 2))  # [n_kv_heads, count * group, n]
+        _mask(scores, count, first, page * PAGE_POSITIONS, over.window)
         here = scores.amax(-1, keepdim=True)
         if over.window is not None:
             here.clamp_(min=_LEAST)  # a row may see nothing of its tile's first page
@@ -106,18 +123,21 @@ def _attend_tile(q: torch.Tensor, over: Keys, first: int, reader: PageReader) ->
 
 
 def _mask(scores: torch.Tensor, count: int, first: int, first_key: int, window: int | None) -> None:
-    """Sets the scores of a page's keys that lie after their query, or before its window, to minus infinity,
-    in place; nothing is done where there are none."""
-    has_future = first_key + PAGE_POSITIONS > first + 1
+    """Sets the scores of keys from position `first_key` on that lie after their query, or before its window,
+    to minus infinity, in place; nothing is done where there are none."""
+    n_keys = scores.shape[-1]
+    future = max(0, first + 1 - first_key)  # the first column that not all queries see
     has_past = window is not None and first_key <= first + count - 1 - window
-    if not has_future and not has_past:
+    if future >= n_keys and not has_past:
         return
-    keys = torch.arange(first_key, first_key + PAGE_POSITIONS, device=scores.device)[None, :]
+    column = 0 if has_past else future
+    keys = torch.arange(first_key + column, first_key + n_keys, device=scores.device)[None, :]
     queries = torch.arange(first, first + count, device=scores.device)[:, None]
     unseen = keys > queries
     if window is not None:
         unseen |= keys <= queries - window
-    scores.view(scores.shape[0], count, -1, PAGE_POSITIONS).masked_fill_(unseen[None, :, None, :], -torch.inf)
+    by_query = scores.view(scores.shape[0], count, -1, n_keys)[..., column:]
+    by_query.masked_fill_(unseen[None, :, None, :], -torch.inf)
 
 
 def probes(
