@@ -31,7 +31,7 @@ from bench_kit.weight_error import NAMES, errors, model_matrices, random_matrice
 from dgn_backends.bundled import bundled_model
 from dgn_backends.errors import BackendUnavailable
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import SCHEMES
 from dgnd.errors import DgnError
 
 SHAPE = "Llama-3.2-1B"

@@ -195,12 +195,12 @@ def test_what_a_decode_step_reads(tmp_path: Path, tied: bool) -> None:
     assert read_bytes(config, "none", "bf16") == 2 * read
     shapes = span_tensors(config, whole_model(config))
     vectors = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
-    # Rows of 32 are groups of 32, those of 48 two: 4 bits a weight and 4 bytes a group.
     rows = {
         name: shape for name, shape in shapes.items() if len(shape) == 2 and (tied or "embed" not in name)
     }
-    groups = sum(shape[0] * -(-shape[1] // 32) for shape in rows.values())
-    assert read_bytes(config, "int4", "f32") == 4 * vectors + groups * (16 + 4)
+    # No row is longer than a group: 4 bits a weight, 4 bytes of scale and a byte for its zero point.
+    groups = sum(shape[0] for shape in rows.values())
+    assert read_bytes(config, "int4-fast", "f32") == 4 * vectors + groups * (64 + 4 + 1)
 
 
 def test_bandwidth_and_memory_are_measured() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.weights import ModelFiles, whole_model
 from dgnd.bench.measure import start_worker
 from dgnd.bench.plan import make_plan

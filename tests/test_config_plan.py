@@ -12,7 +12,7 @@ import pytest
 
 from dgn_backends.api import LoadRequest, Quant
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.registry import load_backend
 from dgn_backends.span import Span
 from dgn_backends.testing_models import make_tiny_llama, write_safetensors

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import FINE_SCHEMES, SCHEMES
 from dgnd.config import load_config
 from dgnd.config.schema import Config, Section
 from dgnd.main import cli
@@ -65,11 +65,10 @@ def test_documented_defaults_are_the_real_ones() -> None:
 def test_documented_bytes_of_quantised_weights_are_the_real_ones() -> None:
     text = (ROOT / "docs/config.md").read_text()
     rows = re.findall(r"^\| (int\S+) \| (\d+) \| ([\d.]+) \|", text, flags=re.M)
-    wanted = {
-        name: (scheme.group, scheme.n_bytes(1, scheme.group) / scheme.group)
-        for name, scheme in SCHEMES.items()
-    }
-    assert {name: (int(group), float(size)) for name, group, size in rows} == wanted
+    shown = {(name, int(group)): float(size) for name, group, size in rows}
+    schemes = [*SCHEMES.items(), *FINE_SCHEMES.items()]
+    wanted = {(name, each.group): each.n_bytes(1, 4096) / 4096 for name, each in schemes}
+    assert shown == pytest.approx(wanted, abs=5e-4)
 
 
 def test_the_example_shows_every_key() -> None:

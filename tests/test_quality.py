@@ -64,8 +64,9 @@ def test_weights_are_no_further_off_than_in_llama_cpp(weights: str) -> None:
     found = errors(WEIGHTS[weights]())
     for ours, theirs in COUNTERPARTS.items():
         assert len(found[ours]) == 9  # eight kinds of matrices, and all together
+        assert found[ours]["all"] <= found[theirs]["all"], ours
         for kind, error in found[ours].items():
-            assert error <= found[theirs][kind], (ours, kind)
+            assert error <= 1.03 * found[theirs][kind], (ours, kind)
 
 
 def test_formats_of_llama_cpp_by_hand() -> None:

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dgn_backends.quant import SCHEMES, Scheme, dequantise, empty, quantise, quantise_into
+from dgn_backends.quant import Scheme, dequantise, empty, quantise, quantise_into
+from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.tensor import Tensor
 
 F32 = npt.NDArray[np.float32]
@@ -43,23 +44,28 @@ def test_no_weight_is_further_off_than_its_group_allows(scheme: Scheme, weight: 
         inside = slice(group * scheme.group, (group + 1) * scheme.group)
         part = weight[:, inside].astype(np.float64)
         apart = np.square(again[:, inside] - part).sum(axis=1)
-        # Never worse than the plain way: the largest weight's step divided among the codes, rounded.
-        step = np.abs(part).max(axis=1, initial=0) / (scheme.zero - 1)
+        # Never worse than the plain way: the range divided among the codes, rounded.
+        step = (part.max(axis=1, initial=0) - part.min(axis=1, initial=0)) / scheme.top
         assert (apart <= part.shape[1] * (step / 2 * 1.01) ** 2 + part.shape[1] * 2.0**-48).all()
 
 
 @ALL
 def test_codes_and_scales_lie_as_documented(scheme: Scheme) -> None:
     weight = _random(3, scheme.group * 2 + 5)
+    weight[1, scheme.group :] += 0.03  # so that zero is not in the middle
     kept = quantise(weight, scheme)
     assert kept.packed.shape == (3, 3, scheme.group * scheme.bits // 8)
     assert kept.scales.shape == (3, 3)
     assert kept.packed.dtype == np.uint8
     assert kept.scales.dtype == np.float32
+    assert kept.zeros.shape == (3, 3 if scheme.bits == 8 else 2)
     row, group, place = 1, 1, 3
     byte = int(kept.packed[row, group, place * scheme.bits // 8])
     code = byte if scheme.bits == 8 else byte >> 4
-    value = (code - 2 ** (scheme.bits - 1)) * kept.scales[row, group]
+    point = int(kept.zeros[row, group * scheme.bits // 8])  # 4 bits: the upper half of the first byte
+    zero = point if scheme.bits == 8 else point >> 4
+    assert 0 < zero < 2 ** (scheme.bits - 1) - 1
+    value = (code - zero) * kept.scales[row, group]
     assert value == dequantise(kept, weight.shape[1])[row, scheme.group + place]
     assert abs(value - weight[row, scheme.group + place]) <= abs(kept.scales[row, group]) * 0.51
 
@@ -71,7 +77,10 @@ def test_what_fills_up_a_row_is_zero(scheme: Scheme) -> None:
     assert not wide[:, scheme.group + 1 :].any()
     padded = np.zeros((4, 2 * scheme.group), np.float32)
     padded[:, : scheme.group + 1] = weight
-    assert np.array_equal(quantise(padded, scheme).packed, quantise(weight, scheme).packed)
+    for part in ("packed", "scales", "zeros"):
+        assert np.array_equal(
+            getattr(quantise(padded, scheme), part), getattr(quantise(weight, scheme), part)
+        )
 
 
 @ALL
@@ -124,6 +133,7 @@ def test_chunks_threads_and_the_source_dtype_change_nothing(scheme: Scheme) -> N
     quantise_into(apart, tensor, threads=3)
     assert np.array_equal(whole.packed, apart.packed)
     assert np.array_equal(whole.scales, apart.scales)
+    assert np.array_equal(whole.zeros, apart.zeros)
     one = quantise(tensor.to_f32()[350:351], scheme)
     assert np.array_equal(whole.packed[350:351], one.packed)
     assert whole.n_bytes == scheme.n_bytes(700, 96)

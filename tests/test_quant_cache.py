@@ -17,13 +17,15 @@ from tiny_llama import make_tiny_llama
 from dgn_backends import quant_cache
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES, Quantised, quantise
+from dgn_backends.quant import Quantised, quantise
 from dgn_backends.quant_cache import QuantisedFiles
+from dgn_backends.quant_plan import SCHEMES, scheme_of
 from dgn_backends.testing_kit import MemoryMeter
 from dgn_backends.weights import EMBEDDING, ModelFiles, block_prefix, span_tensors, whole_model
 
 _QKV = tuple(f"{block_prefix(1)}self_attn.{name}_proj.weight" for name in "qkv")
 _MIB = 1 << 20
+ARRAYS = ("packed", "scales", "zeros")
 
 
 @pytest.fixture
@@ -34,8 +36,7 @@ def model(tmp_path: Path) -> Path:
 def opened(model: Path, cache: Path | None, scheme: str = "int4") -> QuantisedFiles:
     config = read_config(model)
     shapes = span_tensors(config, whole_model(config))
-    found = next(value for value in SCHEMES.values() if value.name == scheme)
-    return QuantisedFiles(ModelFiles(model), shapes, found, cache, threads=1)
+    return QuantisedFiles(ModelFiles(model), shapes, scheme, cache, threads=1)
 
 
 def entries(cache: Path) -> list[Path]:
@@ -43,7 +44,7 @@ def entries(cache: Path) -> list[Path]:
 
 
 def same(one: Quantised, other: Quantised) -> bool:
-    return np.array_equal(one.packed, other.packed) and np.array_equal(one.scales, other.scales)
+    return all(np.array_equal(getattr(one, part), getattr(other, part)) for part in ARRAYS)
 
 
 @pytest.fixture
@@ -64,13 +65,15 @@ def test_what_is_kept_is_what_was_made(
     files, config = ModelFiles(model), read_config(model)
     shapes = span_tensors(config, whole_model(config))
     joined = np.concatenate([files.tensor(name, shapes[name]).to_f32() for name in names])
-    wanted = quantise(joined, next(value for value in SCHEMES.values() if value.name == scheme))
+    wanted_scheme = scheme_of(scheme, names[0])
+    assert wanted_scheme is not None
+    wanted = quantise(joined, wanted_scheme)
     assert same(opened(model, None, scheme).get(*names), wanted)
     assert same(opened(model, tmp_path / "cache", scheme).get(*names), wanted)
     request.getfixturevalue("no_making")
     again = opened(model, tmp_path / "cache", scheme).get(*names)
     assert same(again, wanted)
-    for array in (again.packed, again.scales):
+    for array in (getattr(again, part) for part in ARRAYS):
         assert not array.flags.writeable
         assert array.ctypes.data % 4096 == 0
 

@@ -72,9 +72,9 @@ class QuantisedLinear:
         # Scales may be read where they lie; giving them back is safe where they come back from a file.
         is_mapped = not self.weight.scales.flags.writeable
         scales = graph.weight(f"{name}.scales", self.weight.scales, is_packed=is_mapped)
-        inputs = [x, packed, scales]
+        inputs = [x, packed, scales, graph.weight(f"{name}.zeros", self.weight.zeros)]
         if self.bias is not None:
-            inputs += ["", "", graph.weight(f"{name}.bias", self.bias)]
+            inputs += ["", graph.weight(f"{name}.bias", self.bias)]
         output = output or f"{name}.out"
         graph.nodes_to(
             [output],

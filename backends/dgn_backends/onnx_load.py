@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.onnx_block import BlockWeights
 from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
-from dgn_backends.quant import SCHEMES, Quantised
+from dgn_backends.quant import Quantised
 from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
@@ -28,11 +28,10 @@ class SpanFiles:
         self._files = ModelFiles(request.path)
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
-        scheme = SCHEMES.get(request.quant)
         self._quantised: QuantisedFiles | None = None
-        if scheme is not None:
+        if request.quant != "none":
             self._quantised = QuantisedFiles(
-                self._files, self._shapes, scheme, request.cache_dir, threads=request.threads
+                self._files, self._shapes, request.quant, request.cache_dir, threads=request.threads
             )
         self._seen: set[str] = set()
         self._done = 0

@@ -1,10 +1,10 @@
-"""Weights in 4 or 8 bits: groups of a row's weights share a scale, chosen for the least squared error.
+"""Weights in 4 or 8 bits: groups of a row's weights share a scale and a zero point, chosen for the least
+squared error.
 
-A weight is `(code - zero) * scale`. Groups lie along a row (its inputs); the zero point is 8 (4 bits) or 128
-(8 bits) for all. Packed codes and scales lie as ONNX Runtime's MatMulNBits takes them: `packed` u8
-[out, groups, group * bits / 8], the low half of a byte first; `scales` f32 [out, groups]. The last group of a
-row is filled up with zeros. Every scale is exact in f16, so that it can be stored as one, and may be
-negative: the range of codes reaches one step further down than up, and the largest weight takes that step.
+A weight is `(code - zero) * scale`. Groups lie along a row (its inputs). Packed codes, scales and zero points
+lie as ONNX Runtime's MatMulNBits takes them: `packed` u8 [out, groups, group * bits / 8], the low half of a
+byte first; `scales` f32 [out, groups]; `zeros` u8 [out, ceil(groups * bits / 8)], packed like codes. The last
+group of a row is filled up with zeros. Every scale is exact in f16, so that it can be stored as one.
 
 Knows nothing of files, models or compute libraries.
 """
@@ -18,7 +18,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dgn_backends.api import Quant
 from dgn_backends.tensor import Tensor
 
 F32 = npt.NDArray[np.float32]
@@ -32,16 +31,15 @@ _HUGE = 65504.0  # the largest f16
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`group` weights share a scale; each has `bits` bits."""
+    """`group` weights share a scale and a zero point; each has `bits` bits."""
 
-    name: Quant
     bits: int
     group: int
 
     @property
-    def zero(self) -> int:
-        """The code of 0."""
-        return 1 << (self.bits - 1)
+    def top(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
 
     @property
     def group_bytes(self) -> int:
@@ -52,52 +50,46 @@ class Scheme:
         """Groups of a row of `in_features` weights."""
         return -(-in_features // self.group)
 
+    def zeros_bytes(self, groups: int) -> int:
+        """Bytes of the zero points of a row."""
+        return -(-groups * self.bits // 8)
+
     def n_bytes(self, out: int, in_features: int) -> int:
-        """Bytes of a weight [out, in_features]: codes, and f32 scales."""
-        return out * self.groups(in_features) * (self.group_bytes + 4)
+        """Bytes of a weight [out, in_features]: codes, f32 scales, zero points."""
+        groups = self.groups(in_features)
+        return out * (groups * (self.group_bytes + 4) + self.zeros_bytes(groups))
 
 
-#: What each value of `quant` means, but for "none".
-SCHEMES: Mapping[Quant, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme("int8", 8, 32),
-        Scheme("int4", 4, 32),
-        Scheme("int8-fast", 8, 128),
-        Scheme("int4-fast", 4, 128),
-    )
-}
-
-#: Scales tried for a group: its largest weight divided by each of these. The best is then fitted again.
-_TRIED: Mapping[int, tuple[float, ...]] = {
-    4: (-8.0, -7.5, -8.5, -9.0, 7.3),
-    8: (-128.0, 127.0),
-}
+#: Shares of a group's range that are tried as the range of its codes. The best is then fitted again.
+_TRIED: Mapping[int, tuple[float, ...]] = {4: (1.0, 0.95, 0.9), 8: (1.0,)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
-    """A weight [out, in]: `packed` u8 [out, groups, group_bytes], `scales` f32 [out, groups]."""
+    """A weight [out, in]: `packed` u8 [out, groups, group_bytes], `scales` f32 [out, groups], `zeros` u8
+    [out, zeros_bytes]."""
 
     packed: U8
     scales: F32
+    zeros: U8
     scheme: Scheme
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of codes and scales."""
-        return self.packed.nbytes + self.scales.nbytes
+        """Bytes of codes, scales and zero points."""
+        return self.packed.nbytes + self.scales.nbytes + self.zeros.nbytes
 
     def rows(self, index: npt.NDArray[np.integer] | slice) -> Quantised:
         """Only the rows `index`; a view for a slice."""
-        return Quantised(self.packed[index], self.scales[index], self.scheme)
+        return Quantised(self.packed[index], self.scales[index], self.zeros[index], self.scheme)
 
 
 def empty(out: int, in_features: int, scheme: Scheme) -> Quantised:
     """Room for a weight [out, in_features]."""
     groups = scheme.groups(in_features)
     packed = np.empty((out, groups, scheme.group_bytes), np.uint8)
-    return Quantised(packed, np.empty((out, groups), np.float32), scheme)
+    zeros = np.empty((out, scheme.zeros_bytes(groups)), np.uint8)
+    return Quantised(packed, np.empty((out, groups), np.float32), zeros, scheme)
 
 
 def quantise(weight: F32, scheme: Scheme, *, threads: int = 1) -> Quantised:
@@ -134,18 +126,32 @@ def dequantise(weight: Quantised, in_features: int) -> F32:
     result = np.empty((out, in_features), np.float32)
     scheme = weight.scheme
     for rows in _chunks(out, in_features):
-        packed = weight.packed[rows]
-        if scheme.bits == 4:
-            codes = np.empty((*packed.shape[:2], scheme.group), np.uint8)
-            np.bitwise_and(packed, 15, out=codes[..., 0::2])
-            np.right_shift(packed, 4, out=codes[..., 1::2])
-        else:
-            codes = packed
+        codes = _unpacked(weight.packed[rows], scheme.bits)
+        zeros = _unpacked(weight.zeros[rows], scheme.bits)[:, :groups, None]
         values = codes.astype(np.float32)
-        values -= np.float32(scheme.zero)
+        values -= zeros
         values *= weight.scales[rows, :, None]
         result[rows] = values.reshape(-1, groups * scheme.group)[:, :in_features]
     return result
+
+
+def _packed(codes: U8, bits: int) -> U8:
+    """Codes along the first axis, two in a byte where they have 4 bits; an odd last one stands alone."""
+    if bits == 8:
+        return codes
+    if len(codes) % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[:1])])
+    return codes[0::2] | (codes[1::2] << np.uint8(4))
+
+
+def _unpacked(packed: U8, bits: int) -> U8:
+    """The codes along the last axis."""
+    if bits == 8:
+        return packed
+    codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)
+    np.bitwise_and(packed, 15, out=codes[..., 0::2])
+    np.right_shift(packed, 4, out=codes[..., 1::2])
+    return codes
 
 
 def _chunks(out: int, in_features: int) -> Iterator[slice]:
@@ -164,30 +170,29 @@ def _quantise_rows(weight: F32, target: Quantised) -> None:
         padded[:, :in_features] = weight
         weight = padded
     x = np.ascontiguousarray(weight.reshape(rows * groups, scheme.group).T)
-    scales = _best_scales(x, scheme)
-    codes = _codes(x, scales, scheme, np.empty_like(x))
-    codes += np.float32(scheme.zero)
-    bytes_ = codes.astype(np.uint8)
-    if scheme.bits == 4:
-        bytes_ = bytes_[0::2] | (bytes_[1::2] << np.uint8(4))
-    target.packed.reshape(rows * groups, -1)[...] = bytes_.T
+    zeros, scales = _best(x, scheme)
+    codes = _codes(x, scales, zeros, scheme, np.empty_like(x))
+    codes += zeros
+    target.packed.reshape(rows * groups, -1)[...] = _packed(codes.astype(np.uint8), scheme.bits).T
+    target.zeros[...] = _packed(zeros.astype(np.uint8).reshape(rows, groups).T, scheme.bits).T
     target.scales.reshape(-1)[...] = scales
 
 
-def _best_scales(x: F32, scheme: Scheme) -> F32:
-    """The scale f32 [n] of each column of `x` [group, n]."""
-    high, low = x.max(axis=0), x.min(axis=0)
-    largest = np.where(high > -low, high, low)
-    limit = np.abs(largest).max(initial=0)
-    if not limit < _HUGE * (scheme.zero - 1):  # also for NaN
+def _best(x: F32, scheme: Scheme) -> tuple[F32, F32]:
+    """The zero point and the scale, f32 [n] each, of each column of `x` [group, n]."""
+    high, low = x.max(axis=0, initial=0), x.min(axis=0, initial=0)  # 0 must have a code
+    span = high - low
+    limit = span.max(initial=0)
+    if not limit < _HUGE * scheme.top:  # also for NaN
         what = "too large to be quantised" if np.isfinite(limit) else "not finite"
         raise ValueError(f"has values that are {what}")
-    largest[np.abs(largest) < _TINY / 2] = 0  # what no f16 scale reaches is 0
-    best = np.zeros_like(largest)
-    fitted = np.zeros_like(largest)
+    span[span < _TINY / 2] = 0  # what no f16 scale reaches is 0
+    per_span = np.divide(np.float32(scheme.top), span, out=np.zeros_like(span), where=span > 0)
+    zeros = np.rint(-low * per_span)
+    best, fitted = np.zeros_like(span), np.zeros_like(span)
     codes, product = np.empty_like(x), np.empty_like(x)
-    for divisor in _TRIED[scheme.bits]:
-        _codes(x, largest * np.float32(1 / divisor), scheme, codes)
+    for share in _TRIED[scheme.bits]:
+        _codes(x, span * np.float32(share / scheme.top), zeros, scheme, codes)
         along = np.multiply(x, codes, out=product).sum(axis=0)
         length = np.multiply(codes, codes, out=product).sum(axis=0)
         # With the scale along / length, which is the best for these codes, the squared error is that of no
@@ -197,22 +202,21 @@ def _best_scales(x: F32, scheme: Scheme) -> F32:
         better = gain > best
         np.copyto(best, gain, where=better)
         np.copyto(fitted, scale, where=better)
-    return _to_f16(fitted)
+    return zeros, _to_f16(fitted)
 
 
 def _to_f16(scales: F32) -> F32:
     """The nearest scales that f16 has; for tiny ones a larger one, so that no weight is cut off."""
     rounded = scales.astype(np.float16).astype(np.float32)
-    small = np.abs(scales) < np.float32(2.0**-14)
+    small = scales < np.float32(2.0**-14)
     if small.any():
-        up = np.ceil(np.abs(scales) / _TINY) * _TINY
-        rounded = np.where(small, np.copysign(up, scales), rounded)
+        rounded = np.where(small, np.ceil(scales / _TINY) * _TINY, rounded)
     return rounded
 
 
-def _codes(x: F32, scales: F32, scheme: Scheme, out: F32) -> F32:
-    """The codes nearest to `x` [group, n] at `scales` [n], zero point taken off, as f32 in `out`."""
+def _codes(x: F32, scales: F32, zeros: F32, scheme: Scheme, out: F32) -> F32:
+    """The codes nearest to `x` [group, n] at `scales` [n], `zeros` [n] taken off, as f32 in `out`."""
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     np.multiply(x, inverse, out=out)
     np.rint(out, out=out)
-    return np.clip(out, -scheme.zero, scheme.zero - 1, out=out)
+    return np.clip(out, -zeros, np.float32(scheme.top) - zeros, out=out)

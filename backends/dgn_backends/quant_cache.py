@@ -1,11 +1,12 @@
 """Quantised weights of a model, made from its files once and kept on disk, mapped into memory.
 
 An entry is one weight matrix, or several that a backend joins along their rows. It is a file of its own:
-what it was made from, then codes and scales, each from a page's start on, so that a compute library can use
-them in place. What an entry was made from is the identity of the files (size, modification time, inode), the
-tensors and the scheme; one that was made from something else, or is damaged, is made again and never used.
+what it was made from, then codes, scales and zero points, each from a page's start on, so that a compute
+library can use them in place. What an entry was made from is the identity of the files (size, modification
+time, inode), the tensors and the scheme; one that was made from something else, or is damaged, is made again
+and never used.
 
-    CACHE_DIR/MODEL-PATHHASH/SCHEME/ENTRYHASH.q
+    CACHE_DIR/MODEL-PATHHASH/QUANT/ENTRYHASH.q
 
 A directory that can't be written to costs time and nothing else. Knows nothing of what computes.
 """
@@ -29,11 +30,12 @@ import numpy.typing as npt
 
 from dgn_backends.errors import ModelError
 from dgn_backends.quant import F32, U8, Quantised, Scheme, empty, quantise_into
+from dgn_backends.quant_plan import scheme_of
 from dgn_backends.weights import ModelFiles, Shape, file_identity
 
 log = logging.getLogger(__name__)
 
-_MAGIC = b"dgn-quant-1\n"  # the format's version is part of it
+_MAGIC = b"dgn-quant-2\n"  # the format's version is part of it
 _PAGE = 4096
 _DIGEST_BYTES = 32
 _KEPT_SCHEMES = 2  #: of a model: those used last
@@ -41,7 +43,8 @@ _ABANDONED_S = 3600.0  #: a temporary file of this age belongs to a process that
 
 
 class QuantisedFiles:
-    """The matrices of `files` in `scheme`; `shapes` has those of all tensors that may be asked for.
+    """The matrices of `files` as `quant`, which is not "none"; `shapes` has those of all tensors that may be
+    asked for.
 
     With a `cache_dir`, entries are kept below it, and come mapped and read-only from there. Old entries of
     the same model are removed: those whose files have changed, and those of all but the last schemes used.
@@ -51,14 +54,14 @@ class QuantisedFiles:
         self,
         files: ModelFiles,
         shapes: Mapping[str, Shape],
-        scheme: Scheme,
+        quant: str,
         cache_dir: Path | None,
         *,
         threads: int | None = None,
     ) -> None:
         self._files = files
         self._shapes = shapes
-        self._scheme = scheme
+        self._quant = quant
         self._threads = threads or os.cpu_count() or 1
         self._directory: Path | None = None
         self._writable = cache_dir is not None
@@ -67,38 +70,42 @@ class QuantisedFiles:
             key = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
             model = cache_dir / f"{path.name}-{key}"
             try:
-                (model / scheme.name).mkdir(parents=True, exist_ok=True)
-                os.utime(model / scheme.name)
+                (model / quant).mkdir(parents=True, exist_ok=True)
+                os.utime(model / quant)
                 _tidy(model, path)
             except OSError as error:
                 self._give_up(model, error)
-            self._directory = model / scheme.name  # what is there may still be read
+            self._directory = model / quant  # what is there may still be read
 
     def get(self, *names: str) -> Quantised:
-        """The tensors `names` [out, in], one below the other.
+        """The tensors `names` [out, in], one below the other; all are of one scheme.
 
         Raises ModelError, naming the file and the tensor, for values that can't be quantised, and when a file
         changes while it is read.
         """
+        scheme = self._scheme(names)
         sources = self._sources(names)
         target_shape = (sum(self._shapes[name][0] for name in names), self._shapes[names[0]][1])
         if self._directory is None:
-            return self._make(names, sources, target_shape)
+            return self._make(names, sources, target_shape, scheme)
         entry = hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
         path = self._directory / f"{entry}.q"
-        kept = _read(path, self._header(sources), target_shape, self._scheme)
+        header = _header(scheme, sources)
+        kept = _read(path, header, target_shape, scheme)
         if kept is not None:
             return kept
-        made = self._make(names, sources, target_shape)
+        made = self._make(names, sources, target_shape, scheme)
         if self._writable:
             try:
-                return _write(path, self._header(sources), made, target_shape[1])
+                return _write(path, header, made, target_shape[1])
             except OSError as error:
                 self._give_up(path.parent, error)
         return made
 
-    def _make(self, names: Sequence[str], sources: list[object], shape: tuple[int, int]) -> Quantised:
-        target = empty(*shape, self._scheme)
+    def _make(
+        self, names: Sequence[str], sources: list[object], shape: tuple[int, int], scheme: Scheme
+    ) -> Quantised:
+        target = empty(*shape, scheme)
         row = 0
         for name in names:
             out = self._shapes[name][0]
@@ -123,9 +130,11 @@ class QuantisedFiles:
             for file in [self._files.file_of(name)]
         ]
 
-    def _header(self, sources: list[object]) -> bytes:
-        scheme = self._scheme
-        return json.dumps([[scheme.name, scheme.bits, scheme.group], sources]).encode()
+    def _scheme(self, names: Sequence[str]) -> Scheme:
+        schemes = {scheme_of(self._quant, name) for name in names}
+        (scheme,) = schemes
+        assert scheme is not None
+        return scheme
 
     def _give_up(self, directory: Path, error: OSError) -> None:
         self._writable = False
@@ -136,12 +145,17 @@ class QuantisedFiles:
         )
 
 
-def _layout(shape: tuple[int, int], scheme: Scheme) -> tuple[int, int, int]:
-    """Where codes and scales of a matrix begin, and where the file ends."""
-    groups = shape[0] * scheme.groups(shape[1])
+def _header(scheme: Scheme, sources: list[object]) -> bytes:
+    return json.dumps([[scheme.bits, scheme.group], sources]).encode()
+
+
+def _layout(shape: tuple[int, int], scheme: Scheme) -> tuple[int, int, int, int]:
+    """Where codes, scales and zero points of a matrix begin, and where the file ends."""
+    groups = scheme.groups(shape[1])
     codes = 2 * _PAGE
-    scales = codes + _up(groups * scheme.group_bytes)
-    return codes, scales, scales + _up(groups * 4)
+    scales = codes + _up(shape[0] * groups * scheme.group_bytes)
+    zeros = scales + _up(shape[0] * groups * 4)
+    return codes, scales, zeros, zeros + _up(shape[0] * scheme.zeros_bytes(groups))
 
 
 def _up(count: int) -> int:
@@ -149,11 +163,14 @@ def _up(count: int) -> int:
 
 
 def _views(mapped: mmap.mmap, shape: tuple[int, int], scheme: Scheme) -> Quantised:
-    codes, scales, _ = _layout(shape, scheme)
+    codes, scales, zeros, _ = _layout(shape, scheme)
     out, groups = shape[0], scheme.groups(shape[1])
     packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes, codes)
     factors: F32 = np.frombuffer(mapped, np.float32, out * groups, scales)
-    return Quantised(packed.reshape(out, groups, -1), factors.reshape(out, groups), scheme)
+    points: U8 = np.frombuffer(mapped, np.uint8, out * scheme.zeros_bytes(groups), zeros)
+    return Quantised(
+        packed.reshape(out, groups, -1), factors.reshape(out, groups), points.reshape(out, -1), scheme
+    )
 
 
 def _digest(data: npt.NDArray[np.uint8]) -> bytes:
@@ -165,7 +182,7 @@ def _digest(data: npt.NDArray[np.uint8]) -> bytes:
 
 def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> Quantised | None:
     """The entry in `path`, or None where there is none, or it was made from something else or is damaged."""
-    codes, _, size = _layout(shape, scheme)
+    codes, *_, size = _layout(shape, scheme)
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:
@@ -182,7 +199,7 @@ def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> 
 def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quantised:
     """Puts an entry in its place at once, so that nobody ever sees half of it; returns it as it is mapped."""
     shape, scheme = (made.packed.shape[0], in_features), made.scheme
-    codes, scales, size = _layout(shape, scheme)
+    codes, scales, zeros, size = _layout(shape, scheme)
     if len(_MAGIC) + _DIGEST_BYTES + 4 + len(header) > codes:
         raise OSError(f"what an entry is made from takes {len(header)} bytes")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
@@ -192,6 +209,8 @@ def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quan
             file.write(made.packed.data)
             file.seek(scales)
             file.write(made.scales.data)
+            file.seek(zeros)
+            file.write(made.zeros.data)
             file.truncate(size)
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.model import ModelConfig
-from dgn_backends.quant import SCHEMES, dequantise
+from dgn_backends.quant import dequantise
 from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.reference_math import BlockWeights, Linear, Norm
 from dgn_backends.tensor import tensor_bytes
@@ -31,8 +31,7 @@ def read_weights(request: LoadRequest, progress: Progress) -> dict[str, F32]:
     total = sum(tensor_bytes("f32", shape) for shape in shapes.values())
     quantised = None
     if request.quant != "none":
-        scheme = SCHEMES[request.quant]
-        quantised = QuantisedFiles(files, shapes, scheme, request.cache_dir, threads=request.threads)
+        quantised = QuantisedFiles(files, shapes, request.quant, request.cache_dir, threads=request.threads)
     weights: dict[str, F32] = {}
     done = 0
     progress(done, total)

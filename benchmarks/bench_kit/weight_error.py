@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from bench_kit.llamacpp_formats import F32, FORMATS
 from bench_kit.random_model import REAL_SHAPES
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES, dequantise, quantise
-from dgn_backends.weights import ModelFiles, span_tensors, whole_model
+from dgn_backends.quant import dequantise, quantise
+from dgn_backends.quant_plan import SCHEMES, scheme_of
+from dgn_backends.weights import EMBEDDING, ModelFiles, block_prefix, span_tensors, whole_model
 
 #: Each scheme beside the format of llama.cpp that it stands in for.
 COUNTERPARTS = {"int4": "q4_0", "int8": "q8_0"}
@@ -22,20 +24,28 @@ NAMES = (*SCHEMES, *FORMATS)
 _TAILS = 5
 
 
-def restored(name: str, weight: F32) -> F32:
-    """`weight` [out, in] after it was stored as `name`, a scheme of ours or a format of llama.cpp."""
-    for known, scheme in SCHEMES.items():
-        if known == name:
-            return dequantise(quantise(weight, scheme), weight.shape[1])
-    return FORMATS[name](weight)
+@dataclass(frozen=True, slots=True, eq=False)
+class Matrix:
+    """The matrix `tensor` of a model, f32 [out, in], that stands for `times` as much of it."""
+
+    tensor: str
+    values: F32
+    times: float = 1.0
+
+    def restored(self, name: str) -> F32:
+        """The values after they were stored as `name`, a quantisation of ours or a format of llama.cpp."""
+        scheme = scheme_of(name, self.tensor)
+        if scheme is None:
+            return FORMATS[name](self.values)
+        return dequantise(quantise(self.values, scheme), self.values.shape[1])
 
 
-def model_matrices(model: Path) -> Iterator[tuple[str, F32]]:
-    """Kind and values of every matrix of a model."""
+def model_matrices(model: Path) -> Iterator[Matrix]:
+    """Every matrix of a model."""
     config, files = read_config(model), ModelFiles(model)
     for tensor, shape in span_tensors(config, whole_model(config)).items():
         if len(shape) == 2:
-            yield kind_of(tensor), files.tensor(tensor, shape).to_f32()
+            yield Matrix(tensor, files.tensor(tensor, shape).to_f32())
 
 
 def kind_of(tensor: str) -> str:
@@ -43,9 +53,9 @@ def kind_of(tensor: str) -> str:
     return tensor.split(".")[-2]
 
 
-def random_matrices(shape: str, tails: str, rows: int, seed: int = 0) -> Iterator[tuple[str, F32]]:
-    """One matrix of each kind of layer of a known model; `rows` rows of it say all, as rows don't know each
-    other.
+def random_matrices(shape: str, tails: str, rows: int, seed: int = 0) -> Iterator[Matrix]:
+    """One matrix of each kind of layer of a known model; `rows` rows of it stand for all of its blocks', as
+    rows don't know each other.
 
     `tails` "normal" or "heavy" (Student's t).
     """
@@ -58,32 +68,35 @@ def random_matrices(shape: str, tails: str, rows: int, seed: int = 0) -> Iterato
 
     hidden, inner, head = size("hidden_size"), size("intermediate_size"), size("head_dim")
     q, kv = size("num_attention_heads") * head, size("num_key_value_heads") * head
-    shapes = {
-        "embed_tokens": (size("vocab_size"), hidden),
-        "q_proj": (q, hidden),
-        "k_proj": (kv, hidden),
-        "v_proj": (kv, hidden),
-        "o_proj": (hidden, q),
-        "gate_proj": (inner, hidden),
-        "up_proj": (inner, hidden),
-        "down_proj": (hidden, inner),
+    shapes: dict[str, tuple[int, int]] = {
+        "self_attn.q_proj": (q, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, q),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
     }
     rng = np.random.default_rng(seed)
-    for kind, (out, width) in shapes.items():
+    n_blocks = size("num_hidden_layers")
+    whole = {f"{block_prefix(0)}{layer}.weight": (*shape, n_blocks) for layer, shape in shapes.items()}
+    whole[EMBEDDING] = (size("vocab_size"), hidden, 1)
+    for tensor, (out, width, times) in whole.items():
         wanted = (min(out, rows), width)
         values = rng.standard_normal(wanted) if tails == "normal" else rng.standard_t(_TAILS, wanted)
-        yield kind, (values / np.sqrt(width)).astype(np.float32)
+        yield Matrix(tensor, (values / np.sqrt(width)).astype(np.float32), times * out / wanted[0])
 
 
-def errors(matrices: Iterable[tuple[str, F32]], names: Iterable[str] = NAMES) -> dict[str, dict[str, float]]:
+def errors(matrices: Iterable[Matrix], names: Iterable[str] = NAMES) -> dict[str, dict[str, float]]:
     """For each name, the relative RMS error of each kind of layer, and of "all" together."""
     apart: dict[str, Counter[str]] = {name: Counter() for name in names}
     whole: Counter[str] = Counter()
-    for kind, weight in matrices:
-        size = _energy(weight)
+    for matrix in matrices:
+        kind = kind_of(matrix.tensor)
+        size = matrix.times * _energy(matrix.values)
         whole.update({kind: size, "all": size})
         for name, sums in apart.items():
-            error = _energy(restored(name, weight) - weight)
+            error = matrix.times * _energy(matrix.restored(name) - matrix.values)
             sums.update({kind: error, "all": error})
     return {
         name: {kind: math.sqrt(sums[kind] / whole[kind]) for kind in whole} for name, sums in apart.items()

@@ -12,10 +12,9 @@ from pathlib import Path
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import stored_bytes
 from dgn_backends.span import Span, format_spans
-from dgn_backends.tensor import tensor_bytes
-from dgn_backends.weights import INDEX_FILE, ModelFiles, Shape, span_tensors
+from dgn_backends.weights import INDEX_FILE, ModelFiles, span_tensors
 from dgnd.blocksmap import BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.check import SELF
@@ -120,16 +119,8 @@ def _plan_node(
     names: dict[str, None] = {}
     if files is not None:
         names = {file: None for span in spans for file in files.span_files(config, span)}
-    weights = sum(_bytes(shape, quant, config) for shape in tensors.values())
+    weights = sum(stored_bytes(quant, name, shape, config.dtype) for name, shape in tensors.items())
     return NodePlan(node, spans, weights, tuple(names))
-
-
-def _bytes(shape: Shape, quant: str, config: ModelConfig) -> int:
-    """Of one tensor in memory: matrices are quantised, and what isn't is then in f32."""
-    scheme = next((scheme for name, scheme in SCHEMES.items() if name == quant), None)
-    if scheme is None:
-        return tensor_bytes(config.dtype, shape)
-    return scheme.n_bytes(shape[0], shape[1]) if len(shape) == 2 else tensor_bytes("f32", shape)
 
 
 def format_plan(plans: tuple[ModelPlan, ...]) -> str:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 from dgn_backends.model import ModelConfig
-from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_plan import stored_bytes
+from dgn_backends.tensor import DType
 from dgn_backends.weights import EMBEDDING, span_tensors, whole_model
-
-_ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
 def parameters(config: ModelConfig) -> int:
@@ -20,16 +19,11 @@ def parameters(config: ModelConfig) -> int:
     return sum(math.prod(shape) for shape in span_tensors(config, whole_model(config)).values())
 
 
-def read_bytes(config: ModelConfig, quant: str, dtype: str) -> int:
+def read_bytes(config: ModelConfig, quant: str, dtype: DType) -> int:
     """Bytes that one decode step reads: all linear layers and the head, and one row of the embedding, which
     is left out."""
-    scheme = SCHEMES.get(quant)  # type: ignore[call-overload]  # "none" has none
-    total = 0
-    for name, shape in span_tensors(config, whole_model(config)).items():
-        if name == EMBEDDING and not config.tied_head:
-            continue
-        if scheme is not None and len(shape) == 2:
-            total += scheme.n_bytes(*shape)
-        else:
-            total += math.prod(shape) * _ITEM_BYTES[dtype]
-    return total
+    return sum(
+        stored_bytes(quant, name, shape, dtype)
+        for name, shape in span_tensors(config, whole_model(config)).items()
+        if name != EMBEDDING or config.tied_head
+    )

@@ -13,7 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import cast
 
+from dgn_backends.tensor import DType
 from dgn_backends.weights import whole_model
 from dgnd.bench.bandwidth import ReadBandwidth
 from dgnd.bench.ceiling import parameters, read_bytes
@@ -118,7 +120,7 @@ def _result(
     bandwidths: list[float],
 ) -> BenchResult:
     load, loaded = plan.load, worker.loaded
-    read = read_bytes(plan.config, load.quant, loaded.dtype)
+    read = read_bytes(plan.config, load.quant, cast(DType, loaded.dtype))
     ceiling = median(bandwidths) / read
     return BenchResult(
         model=load.model,
