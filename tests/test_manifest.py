@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,10 +168,9 @@ def test_only_a_changed_file_is_read_again(tmp_path: Path) -> None:
     model, cache = make_tiny_llama(tmp_path / "m", tiny), tmp_path / "cache"
     load_or_make(model, cache, quiet)
     file_name = ModelFiles(model).file_of(UP)
-    others = {path: path.stat() for path in model.glob("*.safetensors") if path.name != file_name}
-    replace_tensor(model, tiny, UP)
-    for path, status in others.items():  # written again with the same bytes: as if untouched
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other = make_tiny_llama(tmp_path / "other", tiny)
+    replace_tensor(other, tiny, UP)
+    shutil.copyfile(other / file_name, model / file_name)
     counting = Counting()
     manifest = load_or_make(model, cache, counting)
     assert manifest == make_manifest(model)
@@ -194,6 +194,20 @@ def test_same_size_and_time_but_another_file_is_read_again(tmp_path: Path) -> No
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size
     assert load_or_make(model, cache, quiet) == make_manifest(model)
+
+
+def test_a_file_overwritten_in_place_with_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
+    tiny = TinyLlama()
+    model, cache = make_tiny_llama(tmp_path / "m", tiny), tmp_path / "cache"
+    old = load_or_make(model, cache, quiet)
+    path = model / "model.safetensors"
+    status = path.stat()
+    other = make_tiny_llama(tmp_path / "other", tiny)
+    replace_tensor(other, tiny, UP)
+    path.write_bytes((other / "model.safetensors").read_bytes())
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_ino) == (status.st_size, status.st_ino)
+    assert load_or_make(model, cache, quiet) == make_manifest(model) != old
 
 
 def test_a_shard_that_arrives_is_read(tmp_path: Path) -> None:

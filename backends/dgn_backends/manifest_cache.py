@@ -1,6 +1,6 @@
 """Manifests kept on disk, and the command that makes one in the background.
 
-A digest is kept with the identity of the file that it was read from (path, size, modification time, inode),
+A digest is kept with the identity of the file that it was read from (path, size, times, inode),
 file by file: a shard that was added or replaced is read again, the others are not. Knows nothing of what
 manifests are for.
 """
@@ -25,7 +25,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import Manifest, Progress, assemble, digest_tensors, present_tensors
 from dgn_backends.weights import ModelFiles, Shape, file_identity, has_weights, span_tensors, whole_model
 
-_FORMAT = 1
+_FORMAT = 2
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
 _IOPRIO_IDLE = 3 << 13
 
@@ -123,7 +123,7 @@ def _read_cache(path: Path) -> _Known:
         case {"format": int(form), "files": dict(entries)} if form == _FORMAT:
             for file_name, entry in entries.items():
                 match entry:
-                    case {"identity": [int(), int(), int(), int()] as identity, "tensors": dict(tensors)}:
+                    case {"identity": list(identity), "tensors": dict(tensors)}:
                         if all(isinstance(digest, str) for digest in tensors.values()):
                             known[file_name] = (identity, tensors)
     return known

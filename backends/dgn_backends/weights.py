@@ -85,9 +85,12 @@ def has_weights(path: Path) -> bool:
 
 
 def file_identity(path: Path) -> list[int]:
-    """What tells that a file is still the one it was: size, modification time, inode, device."""
+    """What tells that a file is still the one it was: size, modification and change time, inode, device.
+
+    The change time can't be set: tools that restore the other one after writing in place are found out.
+    """
     status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
 
 
 class ModelFiles:
