@@ -49,6 +49,15 @@ class EchoService:
             )
         ]
 
+    async def backends_list(self) -> list[api.BackendInfo]:
+        reason = (
+            "importing it raised OSError: no libgpu.so in /usr/lib or /usr/local/lib; reinstall or update it"
+        )
+        return [
+            api.BackendInfo("gpu", "their-plugin", "1.5", "broken", [], reason),
+            api.BackendInfo("onnx", "distributed-gpt-node", "0.1.0", "usable", ["cpu"], "", True),
+        ]
+
     async def map_show(self) -> api.MapView:
         rows = [api.MapRow("tiny", PEER, "desk", "embed,0-3", "embed,0-3", "ready")]
         return api.MapView(

@@ -90,7 +90,7 @@ def test_the_page_has_no_other_methods_or_types() -> None:
 
 
 def test_every_word_of_the_states() -> None:
-    for words in (api.NodeState, api.FinishReason):
+    for words in (api.NodeState, api.FinishReason, api.BackendState):
         for word in typing.get_args(words):
             assert f"`{word}`" in API
 

@@ -26,8 +26,8 @@ from dgnd.errors import ConfigError, DgnError, NoDaemon, SocketDenied, StaleSock
 
 ADDRESS = f"/ip4/10.0.0.2/tcp/4001/p2p/{PEER}"
 READING = [
-    ["status"], ["peers"], ["peers", "--refused"], ["map"], ["models"], ["cache", "list"], ["version"],
-    ["cache", "clear"], ["connect", ADDRESS], ["disconnect", "attic"], ["run", "hello"],
+    ["status"], ["peers"], ["peers", "--refused"], ["map"], ["models"], ["backends"], ["cache", "list"],
+    ["version"], ["cache", "clear"], ["connect", ADDRESS], ["disconnect", "attic"], ["run", "hello"],
 ]  # fmt: skip
 
 

@@ -3,12 +3,12 @@ plugin."""
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from plugin_site import Site
 
 from dgn_backends.api import Backend
 from dgn_backends.errors import BackendUnavailable
@@ -21,31 +21,6 @@ class Good:
     def devices(self): return ["cpu"]
     def load(self, request, progress): raise NotImplementedError
 """
-
-
-class Site:
-    """A folder on sys.path where distributions with entry points can be put."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def add(
-        self,
-        distribution: str,
-        entries: dict[str, str],
-        modules: dict[str, str],
-        extras: tuple[str, ...] = (),
-    ) -> None:
-        info = self.path / f"{distribution.replace('-', '_')}-1.5.dist-info"
-        info.mkdir()
-        lines = [f"Provides-Extra: {extra}" for extra in extras]
-        header = ["Metadata-Version: 2.1", f"Name: {distribution}", "Version: 1.5", *lines]
-        (info / "METADATA").write_text("\n".join(header) + "\n")
-        points = [f"{name} = {target}" for name, target in entries.items()]
-        (info / "entry_points.txt").write_text("\n".join(["[dgn.backends]", *points, ""]))
-        for name, source in modules.items():
-            (self.path / f"{name}.py").write_text(source)
-        importlib.invalidate_caches()
 
 
 @pytest.fixture
@@ -133,6 +108,14 @@ def test_a_missing_dependency_with_an_extra_names_the_extra(site: Site) -> None:
         ("raise OSError('no libcuda')", "broken1:B", "importing it raised OSError: no libcuda"),
         ("import os\nfrom os import nothing_such", "broken2:B", "importing it raised ImportError"),
         ("x = = 1", "broken3:B", "importing it raised SyntaxError"),
+        ("raise SystemExit(3)", "broken10:B", "importing it raised sys.exit(3)"),
+        ("raise GeneratorExit", "broken11:B", "importing it raised GeneratorExit;"),
+        (
+            "class E(Exception):\n def __str__(self): raise self\nraise E",
+            "broken12:B",
+            "importing it raised E: its message can't be made",
+        ),
+        ("raise ValueError('\x1b[31m' + 'x' * 9999)", "broken13:B", "raised ValueError: [31mxxx"),
         ("class A: pass", "broken4:B", "has no attribute 'B'"),
         ("B = 5", "broken5:B", "does not name a class"),
         ("class B: name = 'else'", "broken6:B", "its class says name = 'else', not \"bad\""),
@@ -156,6 +139,19 @@ def test_every_way_to_be_broken_is_one_line(site: Site, source: str | None, targ
     message = failure("bad")
     assert why in message
     assert "their-plugin 1.5" in message
+
+
+def test_damaged_metadata_hurts_no_other(site: Site) -> None:
+    before = list_backends()
+    site.add("no-metadata", {"nameless": "m:B"}, {})
+    (site.path / "no_metadata-1.5.dist-info" / "METADATA").unlink()
+    site.add("no-text", {"x": "m:B"}, {})
+    (site.path / "no_text-1.5.dist-info" / "entry_points.txt").write_bytes(b"[dgn.backends]\n\xff = m:B\n")
+    site.add("no-target", {"aimless": "not a target!"}, {})
+    found = {entry.name: entry for entry in list_backends()}
+    assert set(before) < set(found.values())
+    assert str(found["nameless"]) == 'backend "nameless" of unknown unknown (m:B)'
+    assert "can't be loaded" in failure("aimless")
 
 
 def test_auto_prefers_what_is_installed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

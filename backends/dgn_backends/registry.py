@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint
 
 from dgn_backends.api import ENTRY_POINT_GROUP, Backend
 from dgn_backends.errors import BackendUnavailable
+from dgn_backends.foreign import raised
 
 #: What "auto" tries in turn: the entry's name, and the module that must be importable for it.
 PREFERENCE: tuple[tuple[str, str], ...] = (
@@ -22,6 +23,7 @@ PREFERENCE: tuple[tuple[str, str], ...] = (
     ("reference", "numpy"),
 )
 
+_UNKNOWN = "unknown"
 _REQUIRED_METHODS = ("devices", "load")
 
 
@@ -34,8 +36,13 @@ class BackendEntry:
     version: str
     target: str
 
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return f'backend "{self.name}" of {self.distribution} {self.version}'
+
     def __str__(self) -> str:
-        return f'backend "{self.name}" of {self.distribution} {self.version} ({self.target})'
+        return f"{self.label} ({self.target})"
 
 
 def list_backends() -> list[BackendEntry]:
@@ -49,6 +56,18 @@ def duplicates(entries: Sequence[BackendEntry]) -> dict[str, list[BackendEntry]]
     names = {entry.name for entry in entries}
     claims = {name: [entry for entry in entries if entry.name == name] for name in sorted(names)}
     return {name: claimants for name, claimants in claims.items() if len(claimants) > 1}
+
+
+def claimed_by(claimants: Sequence[BackendEntry]) -> str:
+    """Why a name that more than one entry claims can't be used."""
+    owners = ", ".join(f"{entry.distribution} {entry.version}" for entry in sorted(claimants))
+    return f"is claimed by more than one distribution: {owners}; uninstall all but one"
+
+
+def label_of(name: str) -> str:
+    """How messages call the backend `name`: with its distribution, where that is known. Imports nothing."""
+    found = [entry for entry in list_backends() if entry.name == name]
+    return found[0].label if len(found) == 1 else f'backend "{name}"'
 
 
 def choose_backend(setting: str = "auto") -> str:
@@ -81,22 +100,37 @@ def load_backend(name: str) -> Backend:
     if not found:
         raise _not_installed(name, list_backends())
     if len(found) > 1:
-        owners = ", ".join(f"{entry.distribution} {entry.version}" for entry, _ in sorted(found))
         raise BackendUnavailable(
-            f'backend "{name}" is claimed by more than one distribution: {owners}; uninstall all but one',
-            backend=name,
+            f'backend "{name}" {claimed_by([entry for entry, _ in found])}', backend=name
         )
     entry, point = found[0]
     return _instance(entry, _import(entry, point))
 
 
 def _entries() -> list[tuple[BackendEntry, EntryPoint]]:
+    """A distribution whose metadata is damaged is passed over or called unknown: it hurts no other."""
     entries: list[tuple[BackendEntry, EntryPoint]] = []
-    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        owner = point.dist
-        distribution, version = ("unknown", "unknown") if owner is None else (owner.name, owner.version)
-        entries.append((BackendEntry(point.name, distribution, version, point.value), point))
+    seen: set[str] = set()
+    for owner in importlib.metadata.distributions():
+        try:
+            points = owner.entry_points.select(group=ENTRY_POINT_GROUP)
+        except (OSError, ValueError):
+            continue
+        if not points:
+            continue
+        distribution, version = _owner(owner)
+        if distribution in seen and distribution != _UNKNOWN:
+            continue  # further down sys.path, and so never imported
+        seen.add(distribution)
+        entries += [(BackendEntry(point.name, distribution, version, point.value), point) for point in points]
     return entries
+
+
+def _owner(owner: importlib.metadata.Distribution) -> tuple[str, str]:
+    try:
+        return str(owner.metadata["Name"] or _UNKNOWN), str(owner.metadata["Version"] or _UNKNOWN)
+    except (OSError, ValueError, LookupError):
+        return _UNKNOWN, _UNKNOWN
 
 
 def _import(entry: BackendEntry, point: EntryPoint) -> object:
@@ -110,11 +144,11 @@ def _import(entry: BackendEntry, point: EntryPoint) -> object:
             entry, f"it needs the Python module {missing}, which is not installed", _install(entry, missing)
         ) from error
     except AttributeError as error:
-        raise _unavailable(entry, f"it can't be loaded: {error}", _reinstall(entry)) from error
-    except Exception as error:  # importing runs foreign code, which may raise anything
-        raise _unavailable(
-            entry, f"importing it raised {type(error).__name__}: {error}", _reinstall(entry)
-        ) from error
+        raise _unavailable(entry, f"it can't be loaded: {raised(error)}", _reinstall(entry)) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # importing runs foreign code, which may raise anything
+        raise _unavailable(entry, f"importing it raised {raised(error)}", _reinstall(entry)) from error
 
 
 def _instance(entry: BackendEntry, target: object) -> Backend:
@@ -128,10 +162,10 @@ def _instance(entry: BackendEntry, target: object) -> Backend:
             raise _unavailable(entry, f"its class has no method {method}", _reinstall(entry))
     try:
         backend: Backend = target()
-    except Exception as error:  # the constructor is foreign code, which may raise anything
-        raise _unavailable(
-            entry, f"making it raised {type(error).__name__}: {error}", _reinstall(entry)
-        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the constructor is foreign code, which may raise anything
+        raise _unavailable(entry, f"making it raised {raised(error)}", _reinstall(entry)) from error
     return backend
 
 

@@ -28,6 +28,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "disconnect": ("dgnctl.peers:disconnect", "Close the connection to a peer."),
     "map": ("dgnctl.models:show_map", "Show which peer serves which blocks."),
     "models": ("dgnctl.models:models", "List the configured models."),
+    "backends": ("dgnctl.backends:backends", "List the installed backends, and what is wrong with them."),
     "cache": ("dgnctl.cache:cache", "List or forget what sessions keep in memory."),
     "bench": ("dgnctl.bench:bench", "Measure how fast a model runs on this machine."),
     "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),

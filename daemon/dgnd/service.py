@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -27,6 +27,7 @@ from dgnd.offers import OfferBook
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
 from dgnd.peer_notes import away_notes, who_should_serve
+from dgnd.probe.prober import Prober
 
 
 @dataclass(slots=True)
@@ -43,6 +44,7 @@ class NodeService:
     network: PeerNetwork
     stop: Callable[[], None]
     started: bool = False
+    prober: Prober = field(default_factory=Prober)
 
     @property
     def me(self) -> str:
@@ -166,6 +168,10 @@ class NodeService:
             )
             for name, model in self.models.items()
         ]
+
+    async def backends_list(self) -> list[api.BackendInfo]:
+        """The installed backends, each looked at in a child of its own."""
+        return await self.prober.look()
 
     async def map_show(self) -> api.MapView:
         """The BlocksMap, configured and live: one row for each model and node that either names."""

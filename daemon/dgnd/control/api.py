@@ -11,6 +11,7 @@ import msgspec
 
 NodeState = Literal["starting", "loading", "ready", "degraded", "draining"]
 FinishReason = Literal["stop", "length", "cancelled"]
+BackendState = Literal["usable", "broken"]
 
 
 class RouteHop(msgspec.Struct, frozen=True):
@@ -74,6 +75,18 @@ class ModelInfo(msgspec.Struct, frozen=True):
     missing: str
     verified: bool
     template: str
+
+
+class BackendInfo(msgspec.Struct, frozen=True):
+    """One installed backend. `auto`: whether it is what backend = "auto" takes."""
+
+    name: str
+    distribution: str
+    version: str
+    state: BackendState
+    devices: list[str]
+    reason: str = ""  #: why it is broken, and what to do
+    auto: bool = False
 
 
 class MapRow(msgspec.Struct, frozen=True):
@@ -304,6 +317,7 @@ class Done(msgspec.Struct, frozen=True):
 METHODS: dict[str, tuple[type[Params], object]] = {
     "status": (NoParams, Status),
     "models.list": (NoParams, list[ModelInfo]),
+    "backends.list": (NoParams, list[BackendInfo]),
     "map.show": (NoParams, MapView),
     "peers.list": (NoParams, PeerList),
     "peers.connect": (ConnectParams, PeerInfo),

@@ -33,6 +33,10 @@ class ControlService(Protocol):
         """The configured models."""
         ...
 
+    async def backends_list(self) -> list[api.BackendInfo]:
+        """The installed backends, each looked at in a child of its own."""
+        ...
+
     async def map_show(self) -> api.MapView:
         """The BlocksMap, configured and live."""
         ...
