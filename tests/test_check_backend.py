@@ -27,13 +27,18 @@ def test_reference_conforms(check: str, quant: Quant) -> None:
     check_backend(ReferenceBackend(), quant=quant, checks=[check])
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize(
+    ("dtype", "quant"),
+    [(dtype, "none") for dtype in ("f32", "bf16", "f16")]
+    + [(dtype, quant) for dtype in ("f32", "bf16") for quant in get_args(Quant) if quant != "none"]
+    + [("f16", "int4")],
+)
 @pytest.mark.parametrize("check", CHECKS)
-def test_torch_conforms(check: str, dtype: str) -> None:
+def test_torch_conforms(check: str, dtype: str, quant: Quant) -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     from dgn_backends.torch_backend import TorchBackend
 
-    check_backend(TorchBackend(), dtype=dtype, checks=[check])
+    check_backend(TorchBackend(), dtype=dtype, quant=quant, checks=[check])
 
 
 class Broken:

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from dgn_backends.api import LoadRequest, Progress
+from dgn_backends.api import LoadRequest, Progress, Quant
 from dgn_backends.cpu_digest import cpu_digest
 from dgn_backends.errors import BackendUnavailable, LimitError
 from dgn_backends.model import ModelConfig
@@ -18,7 +18,7 @@ from dgn_backends.tensor import DType
 from dgn_backends.torch_attention import probes
 from dgn_backends.torch_block import Tiles
 from dgn_backends.torch_kv import PAGE_POSITIONS
-from dgn_backends.torch_linear import can_pack
+from dgn_backends.torch_linear import Product, can_pack
 from dgn_backends.torch_load import TORCH_DTYPES, SpanWeights, load_span
 from dgn_backends.torch_rows import RowTiles, agreeing_tiles
 from dgn_backends.torch_runner import Placement, TorchRunner
@@ -37,8 +37,6 @@ class TorchBackend:
         """See the protocol. `threads` sets torch's threads for the whole process."""
         device = self._device(request.device)
         dtype = _dtype(request, device)
-        if request.quant != "none":
-            raise BackendUnavailable(f'quant "{request.quant}" is unknown to torch; usable: none')
         if request.threads is not None:
             torch.set_num_threads(request.threads)
         if device.type == "cuda":
@@ -56,7 +54,7 @@ class TorchBackend:
             dtype=dtype,
             tiles=tiles,
             row_invariant=bool(tiles.linear.sizes and tiles.attention.sizes),
-            numerics=_numerics(device, dtype, tiles),
+            numerics=_numerics(device, dtype, request.quant, tiles),
         )
         return TorchRunner(request.config, request.span, weights, placement)
 
@@ -103,15 +101,18 @@ def _tiles(config: ModelConfig, weights: SpanWeights, device: torch.device, dtyp
         first = weights.blocks[0]
         layers += [first.qkv, first.out, first.gate_up, first.down]
     random = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(64, layer.in_features, generator=random) for layer in layers]
+    products: list[tuple[Product, torch.Tensor]] = []
+    for layer in layers:
+        rows = torch.randn(64, layer.matrix.in_features, generator=random)
+        products += [(product, rows) for product in layer.matrix.samples()]
     block = config.block
     return Tiles(
-        linear=agreeing_tiles([(layer.product, rows) for layer, rows in zip(layers, inputs, strict=True)]),
+        linear=agreeing_tiles(products),
         attention=agreeing_tiles(probes(block.n_heads, block.n_kv_heads, block.head_dim)),
     )
 
 
-def _numerics(device: torch.device, dtype: DType, tiles: Tiles) -> str:
+def _numerics(device: torch.device, dtype: DType, quant: Quant, tiles: Tiles) -> str:
     """Everything that shapes rounding, in one line."""
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
@@ -122,4 +123,4 @@ def _numerics(device: torch.device, dtype: DType, tiles: Tiles) -> str:
         )
     linear, attention = ("+".join(map(str, rows.sizes)) or "any" for rows in (tiles.linear, tiles.attention))
     shapes = f"rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}"
-    return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{machine}/{shapes}"
+    return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{quant}/{machine}/{shapes}"

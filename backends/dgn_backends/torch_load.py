@@ -1,4 +1,5 @@
-"""Reading a span's weights into torch: memory-mapped tensors, fused and converted to the device and dtype.
+"""Reading a span's weights into torch: memory-mapped tensors, fused and converted to the device and dtype, or
+quantised where asked for.
 
 Knows nothing of sequences or of running.
 """
@@ -9,37 +10,39 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.errors import ModelError
+from dgn_backends.quant import SCHEMES
+from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgn_backends.torch_block import TorchBlock
-from dgn_backends.torch_linear import Linear
+from dgn_backends.torch_embedding import DenseEmbedding, Embedding, QuantisedEmbedding
+from dgn_backends.torch_linear import DenseMatrix, Linear, Matrix
+from dgn_backends.torch_quant import quantised_matrix
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+_F16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpanWeights:
-    """What a span needs. `embedding` [vocab_size, hidden_size] is in the file's dtype (on a CPU: the mapped
-    file itself), the norms are f32."""
+    """What a span needs; the norms are f32."""
 
     blocks: tuple[TorchBlock, ...]
-    embedding: torch.Tensor | None
+    embedding: Embedding | None
     final_norm: torch.Tensor | None
     head: Linear | None
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all of them."""
-        plain = [tensor for tensor in (self.embedding, self.final_norm) if tensor is not None]
-        return (
-            sum(block.n_bytes for block in self.blocks)
-            + sum(tensor.numel() * tensor.itemsize for tensor in plain)
-            + (0 if self.head is None else self.head.n_bytes)
-        )
+        layers = [layer for layer in (self.embedding, self.head) if layer is not None]
+        norm = 0 if self.final_norm is None else self.final_norm.numel() * self.final_norm.itemsize
+        return norm + sum(part.n_bytes for part in (*self.blocks, *layers))
 
 
 def load_span(
@@ -69,13 +72,18 @@ class _Loader:
         self._device = device
         self._dtype = dtype
         self._progress = progress
+        self._quantised: QuantisedFiles | None = None
+        if request.quant != "none":
+            self._quantised = QuantisedFiles(
+                self._files, self._shapes, SCHEMES[request.quant], request.cache_dir, threads=request.threads
+            )
         self._done = 0
         self._total = sum(tensor_bytes(request.config.dtype, shape) for shape in self._shapes.values())
 
     def load(self) -> SpanWeights:
         config, span = self._request.config, self._request.span
         self._progress(0, self._total)
-        embedding = self._mapped(EMBEDDING).to(self._device) if span.embed else None
+        embedding = self._embedding() if span.embed else None
         blocks = tuple(self._block(number) for number in range(span.start, span.stop))
         final_norm = self._norm(FINAL_NORM) if span.head else None
         head = self._linear([head_tensor(config)], None) if span.head else None
@@ -104,10 +112,29 @@ class _Loader:
             k_norm=self._norm(prefix + "self_attn.k_norm.weight") if spec.qk_norm else None,
         )
 
+    def _embedding(self) -> Embedding:
+        if self._quantised is None:
+            return DenseEmbedding(self._mapped(EMBEDDING).to(self._device))
+        weight = self._quantised.get(EMBEDDING)
+        self._count([EMBEDDING])
+        return QuantisedEmbedding(weight, self._shapes[EMBEDDING][1], self._device)
+
     def _linear(self, weights: Sequence[str], biases: Sequence[str] | None) -> Linear:
         bias = None if biases is None else torch.cat([self._converted(name) for name in biases])
-        parts = [self._converted(name) for name in weights]
-        return Linear(parts[0] if len(parts) == 1 else torch.cat(parts), bias)
+        return Linear(self._matrix(weights), bias)
+
+    def _matrix(self, names: Sequence[str]) -> Matrix:
+        if self._quantised is None:
+            parts = [self._converted(name) for name in names]
+            return DenseMatrix(parts[0] if len(parts) == 1 else torch.cat(parts))
+        weight = self._quantised.get(*names)
+        self._count(names)
+        if (
+            self._dtype == torch.float16
+            and np.abs(weight.scales).max(initial=0) * weight.scheme.zero > _F16_MAX
+        ):
+            raise self._beyond_f16(names[0])
+        return quantised_matrix(weight, self._shapes[names[0]][1], self._dtype, self._device)
 
     def _norm(self, name: str) -> torch.Tensor:
         return self._mapped(name).float().to(self._device)
@@ -120,16 +147,19 @@ class _Loader:
             and source.dtype != torch.float16
             and not bool(tensor.isfinite().all())
         ):
-            raise ModelError(
-                f"{self._request.path / self._files.file_of(name)}: tensor {name} has values beyond f16; "
-                "use dtype bf16 or f32",
-                tensor=name,
-            )
+            raise self._beyond_f16(name)
         return tensor
 
     def _mapped(self, name: str) -> torch.Tensor:
-        raw = self._files.tensor(name, self._shapes[name])
-        self._done += len(raw.data)
-        self._progress(min(self._done, self._total), self._total)
-        view = view_of(raw)
+        self._count([name])
+        view = view_of(self._files.tensor(name, self._shapes[name]))
         return view if view.data_ptr() % view.itemsize == 0 else view.clone()
+
+    def _count(self, names: Sequence[str]) -> None:
+        dtype = self._request.config.dtype
+        self._done += sum(tensor_bytes(dtype, self._shapes[name]) for name in names)
+        self._progress(min(self._done, self._total), self._total)
+
+    def _beyond_f16(self, name: str) -> ModelError:
+        path = self._request.path / self._files.file_of(name)
+        return ModelError(f"{path}: tensor {name} has values beyond f16; use dtype bf16 or f32", tensor=name)

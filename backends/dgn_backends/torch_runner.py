@@ -148,8 +148,7 @@ class TorchRunner:
         if not span.embed:
             return _from_wire(step.inputs).to(device=self._device, dtype=self._torch_dtype)
         assert self._weights.embedding is not None
-        ids = torch.from_numpy(step.inputs.to_numpy().astype(np.int64)).to(self._device)
-        return torch.nn.functional.embedding(ids, self._weights.embedding).to(self._torch_dtype)
+        return self._weights.embedding.rows(step.inputs.to_numpy().astype(np.int64)).to(self._torch_dtype)
 
     def _rows(self, span: Span, steps: Sequence[Step]) -> Rows:
         segments: list[Segment] = []
