@@ -119,7 +119,7 @@ def test_a_second_start_computes_the_same_from_the_cache(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the system does not count memory")
-@pytest.mark.parametrize("quant", ["int4"])
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
 def test_weights_are_in_memory_once(tmp_path: Path, quant: Quant) -> None:
     """In a process of its own: what it holds after loading, beside what it held before."""
     tiny = TinyLlama(

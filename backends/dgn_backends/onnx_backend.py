@@ -15,6 +15,7 @@ from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.cpu_digest import cpu_digest
 from dgn_backends.errors import BackendUnavailable, LimitError
 from dgn_backends.onnx_load import SpanFiles
+from dgn_backends.onnx_release import trim
 from dgn_backends.onnx_runner import OnnxRunner
 from dgn_backends.onnx_segments import Segments
 from dgn_backends.tensor import DType
@@ -42,6 +43,7 @@ class OnnxBackend:
         except MemoryError as error:
             raise LimitError(f'span "{request.span}" of {request.path} does not fit in memory') from error
         files.finish()
+        trim()
         return OnnxRunner(segments, dtype, _numerics(request, dtype))
 
 

@@ -21,6 +21,13 @@ _MADV_DONTNEED = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+def trim() -> None:
+    """Gives back what was freed but is still held by the C library for its next use (glibc; elsewhere nothing
+    happens): what loading needs for a while is far more than running needs."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
+
+
 def release(arrays: Iterable[npt.NDArray[np.generic]]) -> bool:
     """Takes the memory of large `arrays`: of mapped files it comes back as it was when somebody looks, of all
     others as zeros. Whether there was anything to take."""

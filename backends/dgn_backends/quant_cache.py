@@ -163,6 +163,7 @@ def _up(count: int) -> int:
 
 
 def _views(mapped: mmap.mmap, shape: tuple[int, int], scheme: Scheme) -> Quantised:
+    mapped.madvise(mmap.MADV_DONTNEED)  # what is used of it comes back, most of an embedding never
     codes, scales, zeros, _ = _layout(shape, scheme)
     out, groups = shape[0], scheme.groups(shape[1])
     packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes, codes)
