@@ -121,6 +121,10 @@ class ModelFiles:
                 tensor=name,
             ) from None
 
+    def file_names(self) -> frozenset[str]:
+        """The names of all files that hold tensors, present or not."""
+        return frozenset([SINGLE_FILE] if self._index is None else self._index.values())
+
     def is_present(self, name: str) -> bool:
         """Whether the file that should hold tensor `name` is there."""
         return (self.path / self.file_of(name)).exists()

@@ -78,7 +78,7 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:
         await nursery.start(serve_control, path, node.service)
         log.info("%s is %s; control socket %s", who.name, node.me, path)
         nursery.start_soon(_tell_service_manager, node)
-        await node.run(loaded.config.node.state_dir)
+        await node.run()
         nursery.cancel_scope.cancel()
     log.info("stopped")
 

@@ -6,22 +6,19 @@ Knows nothing of sessions or peers' offers.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from dgn_backends.bundled import bundled_model
 from dgn_backends.hf_config import read_config
-from dgn_backends.manifest import Manifest
-from dgn_backends.manifest_cache import manifest_from_json
+from dgn_backends.manifest import Manifest, config_digest, tokenizer_digest
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
 from dgnd.config.schema import ModelSection
-from dgnd.errors import ConfigError
+from dgnd.errors import ConfigError, ModelError
 from dgnd.generation import model_sampling
+from dgnd.seal import Seal
 from dgnd.system_memory import available_bytes
 from dgnd.text.assets import TextAssets
 from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer
@@ -54,6 +51,7 @@ class LocalModel:
     name: str
     section: ModelSection
     path: Path
+    seal: Seal  #: of the files in `path`
     config: ModelConfig
     spans: tuple[Span, ...] = ()  #: what this node is to load
     manifest: Manifest | None = None  #: None until the digests are made
@@ -66,6 +64,7 @@ class LocalModel:
     def text(self) -> TextAssets:
         """Tokenizer and templates, read when first needed; raises ModelError."""
         if self._text is None:
+            self._refuse_other_text()
             self._text = TextAssets.load(self.path, self.section.chat_template, self.config.eos_token_ids)
         return self._text
 
@@ -75,6 +74,16 @@ class LocalModel:
         if self._sampling is None:
             self._sampling = model_sampling(self.path)
         return self._sampling
+
+    def _refuse_other_text(self) -> None:
+        """The text's files are read late: they must still be those of the weights."""
+        if self.manifest is None or self.seal.holds():
+            return
+        tokenizer, config = tokenizer_digest(self.path), config_digest(read_config(self.path))
+        if (tokenizer, config) != (self.manifest.tokenizer_digest, self.manifest.config_digest):
+            raise ModelError(
+                f"{self.path}: tokenizer.json or config.json changed since dgnd started; restart dgnd"
+            )
 
     def load_request(self, backend: str, cache: Path) -> LoadSpans:
         """The first message to its worker, which may keep quantised weights in `cache`."""
@@ -121,27 +130,18 @@ class LocalModel:
         )
 
 
-def read_model(name: str, section: ModelSection) -> LocalModel:
-    """Reads a model's configuration; raises ModelError or ConfigError."""
+def read_model(name: str, section: ModelSection, cache: Path) -> LocalModel:
+    """Reads a model's configuration; raises ModelError or ConfigError. `cache`: where digests are kept."""
     path = model_path(name, section)
-    return LocalModel(name=name, section=section, path=path, config=read_config(path))
+    seal = Seal(path, cache)
+    return LocalModel(name=name, section=section, path=path, seal=seal, config=read_config(path))
 
 
-async def make_manifest(model: LocalModel, cache: Path, done: Callable[[], None]) -> None:
-    """Has the digests of the model's files made in a low-priority child, once for each state of the files.
-
-    `done` is called when `manifest` or `problem` is set.
-    """
-    command = [sys.executable, "-m", "dgn_backends.manifest", str(model.path), "--cache", str(cache)]
-    result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
-    if result.returncode == 0:
-        try:
-            model.manifest = manifest_from_json(result.stdout.decode())
-        except ValueError as error:
-            model.problem = f"digests of {model.path}: {error}"
-    else:
-        lines = result.stderr.decode(errors="replace").strip().splitlines()
-        model.problem = lines[-1] if lines else f"digests of {model.path}: exit code {result.returncode}"
-    if model.problem:
+async def make_manifest(model: LocalModel, done: Callable[[], None]) -> None:
+    """Has the digests of the model's files made; `done` is called when `manifest` or `problem` is set."""
+    try:
+        model.manifest = await model.seal.make()
+    except ModelError as error:
+        model.problem = error.message
         log.error("model %s is not served: %s", model.name, model.problem)
     done()

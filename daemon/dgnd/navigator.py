@@ -58,7 +58,8 @@ class Navigator:
         await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
 
     def find(self, model: LocalModel) -> tuple[Hop, ...]:
-        """The best route now. Raises ModelError, NotReady, BlocksMissing or ManifestMismatch."""
+        """The best route now. Raises ModelError, BackendUnavailable, NotReady, BlocksMissing or
+        ManifestMismatch."""
         if model.problem:
             raise ModelError(model.problem)
         if model.manifest is None:
@@ -68,6 +69,10 @@ class Navigator:
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker
+            if worker is not None and worker.fault is not None:
+                raise type(worker.fault)(
+                    f"model {model.name} can't be loaded here: {worker.fault.message}"
+                ) from None
             if worker is not None and not worker.ready:
                 detail = f" ({worker.detail})" if worker.detail else ""
                 raise NotReady(f"model {model.name} is {worker.state} here{detail}") from None

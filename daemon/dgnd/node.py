@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -83,7 +82,7 @@ class Node:
                 request = model.load_request(
                     choose_backend(model.section.backend), config.node.state_dir / "quantised"
                 )
-                model.worker = WorkerHandle(request, self._worker_handlers())
+                model.worker = WorkerHandle(request, self._worker_handlers(), model.seal)
         self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)
         self.network = PeerNetwork(
@@ -230,14 +229,14 @@ class Node:
 
     # --- life
 
-    async def run(self, state_dir: Path) -> None:
+    async def run(self) -> None:
         """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it
         returns."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.office.run)
             await nursery.start(self.network.run)
             for model in self.models.values():
-                nursery.start_soon(make_manifest, model, state_dir / "manifests", self._manifest_done)
+                nursery.start_soon(make_manifest, model, self._manifest_done)
                 if model.worker is not None:
                     nursery.start_soon(model.worker.run)
             nursery.start_soon(self._sweep)
@@ -262,9 +261,10 @@ class Node:
 
 def _read_models(loaded: LoadedConfig) -> dict[str, LocalModel]:
     models = {}
+    cache = loaded.config.node.state_dir / "manifests"
     for name, section in loaded.config.models.items():
         try:
-            models[name] = read_model(name, section)
+            models[name] = read_model(name, section, cache)
         except ConfigError as error:
             raise loaded.error_at(("models", name, "path"), error.message) from None
     return models

@@ -166,4 +166,5 @@ class OfferBook:
 def conflict_text(model: str, conflict: tuple[str, str, str], name_of: Callable[[str], str]) -> str:
     """The one line about two nodes that hold different files under one name."""
     a, b, what = conflict
-    return f"model {model} differs between {name_of(a)} and {name_of(b)}: {what}; copy the same files to both"
+    nodes = f"{name_of(a)} and {name_of(b)}"
+    return f"model {model} differs between {nodes}: {what}; copy the same files to both and restart dgnd"

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import trio
 
-from dgnd.errors import ProtocolError
+from dgnd.errors import BackendError, BackendUnavailable, DgnError, ModelError, ProtocolError, error_from
+from dgnd.seal import Seal
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -41,6 +42,8 @@ _SILENT_S = 30.0  #: without any byte from a worker for this long it is taken fo
 _SILENT_LOADING_S = 180.0  #: the same before it is loaded: importing a library holds up everything in it
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
+#: Of loading: what nobody's waiting changes.
+_PERMANENT = (BackendUnavailable, ModelError)
 _STEADY_S = 60.0  #: after running for so long the delay starts again
 
 
@@ -56,7 +59,8 @@ class WorkerHandlers:
 class WorkerHandle:
     """One worker process, restarted for as long as `run` runs."""
 
-    def __init__(self, request: LoadSpans, handlers: WorkerHandlers) -> None:
+    def __init__(self, request: LoadSpans, handlers: WorkerHandlers, seal: Seal) -> None:
+        """`seal`: of the files that `request` names."""
         self.request = request
         self.model = request.model
         self.state = "starting"
@@ -64,9 +68,11 @@ class WorkerHandle:
         self.pid: int | None = None
         self.spans: tuple[LoadedSpan, ...] = ()
         self.stats = WorkerStats()
+        self.fault: DgnError | None = None  #: why it can't load, where trying again alone won't help
         self._handlers = handlers
+        self._seal = seal
         self._outbox: trio.MemorySendChannel[Frame] | None = None
-        self._failure: str | None = None
+        self._failure: DgnError | None = None
 
     @property
     def ready(self) -> bool:
@@ -95,20 +101,30 @@ class WorkerHandle:
         delay = _FIRST_DELAY_S
         while True:
             started = trio.current_time()
-            why = await self._run_once()
+            error = await self._run_once()
+            why, before = error.message, self.fault
             if trio.current_time() - started > _STEADY_S:
                 delay = _FIRST_DELAY_S
-            self.state, self.detail, self.pid = "restarting", why, None
+            self.fault = error if isinstance(error, _PERMANENT) else None
+            self.state = "restarting" if self.fault is None else "failed"
+            self.detail, self.pid = why, None
             self.spans, self.stats = (), WorkerStats()
-            log.error("worker of %s: %s; starting it again in %.1f s", self.model, why, delay)
+            if self.fault is None or before is None or before.message != why:
+                log.error("worker of %s: %s; starting it again in %.1f s", self.model, why, delay)
             self._handlers.on_down(self.model, why)
             await trio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY_S)
 
-    async def _run_once(self) -> str:
-        """Starts the process and serves it to its end; returns why it ended."""
+    async def _run_once(self) -> DgnError:
+        """Starts the process and serves it to its end; returns why it ended, or was not started."""
+        try:
+            await self._seal.check()
+        except ModelError as error:
+            return error
         ours, theirs = socket.socketpair()
-        self.state, self.detail, self._failure = "loading", "", None
+        self._failure = None
+        if self.fault is None:  # else it stays failed until a start works
+            self.state, self.detail = "loading", ""
         with theirs:
             # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about
             # the thread.
@@ -137,8 +153,8 @@ class WorkerHandle:
                 await _reap(process, patience_s=0.0 if hung else 0.5)
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
-            return f"no sign of life for {self._patience_s:.0f} s, killed"
-        return self._failure or _why(process.returncode, _oom_kills() > oom_before)
+            return BackendError(f"no sign of life for {self._patience_s:.0f} s, killed")
+        return self._failure or BackendError(_why(process.returncode, _oom_kills() > oom_before))
 
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
@@ -157,24 +173,30 @@ class WorkerHandle:
                     while (frame := decoder.next_frame()) is not None:
                         self._take(frame)
                 except ProtocolError as error:
-                    self._failure = f"sent what is no frame: {error.message}"
+                    self._failure = ProtocolError(f"sent what is no frame: {error.message}")
+                    return False
+                except BackendError as error:
+                    self._failure = error
                     return False
         return True
 
     def _take(self, frame: Frame) -> None:
         match frame.message:
             case LoadProgress(done=done, total=total):
-                self.detail = f"loading: {100 * done // max(total, 1)} %"
+                if self.fault is None:
+                    self.detail = f"loading: {100 * done // max(total, 1)} %"
             case Loaded(spans=spans):
-                self.spans, self.state, self.detail = spans, "ready", ""
+                if not self._seal.holds():  # the next start finds out what they are
+                    raise BackendError("the model's files were touched while it loaded them")
+                self.spans, self.state, self.detail, self.fault = spans, "ready", "", None
                 log.info("worker of %s: %s loaded", self.model, ",".join(span.span for span in spans))
                 self._handlers.on_ready(self.model)
             case WorkerStats() as stats:
                 self.stats = stats
             case Pong():
                 self.post(Frame(WorkerStats()))
-            case Failure(tag="w.load", message=message):
-                self._failure = message
+            case Failure(tag="w.load", kind=kind, message=message):
+                self._failure = error_from(kind, message, {})
             case _:
                 self._handlers.on_frame(self.model, frame)
 

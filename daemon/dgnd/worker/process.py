@@ -187,5 +187,6 @@ def main(argv: list[str]) -> int:
     fd, parent_pid = int(argv[0]), int(argv[1])
     die_with_parent(parent_pid)
     be_first_to_go()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the daemon's to handle
+        signal.signal(number, signal.SIG_IGN)
     return WorkerProcess(socket.socket(fileno=fd)).run()
