@@ -163,7 +163,15 @@ def test_auto_prefers_what_is_installed(site: Site, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("dgn_backends.registry.importlib.util.find_spec", find_spec)
     assert choose_backend() == "reference"
     present.add("torch")
-    assert choose_backend("auto") == "torch"
+    assert choose_backend("auto") == choose_backend("auto", "int4") == "torch"
+    present.add("onnxruntime")
+    monkeypatch.setattr("dgn_backends.registry._NVIDIA", Path("/no such device"))
+    assert choose_backend("auto", "none") == "torch"
+    assert choose_backend("auto", "int4") == "onnx"
+    assert choose_backend("auto", "int4", "cuda:0") == "torch"
+    monkeypatch.setattr("dgn_backends.registry._NVIDIA", Path("/"))
+    assert choose_backend("auto", "int4") == "torch"
+    assert choose_backend("auto", "int4", "cpu") == "onnx"
     site.add("their-plugin", {"fine": "fine_module:Good"}, {"fine_module": GOOD})
     assert choose_backend("fine") == "fine"
     with pytest.raises(BackendUnavailable, match='no backend "other" is installed'):

@@ -11,17 +11,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 from dgn_backends.api import ENTRY_POINT_GROUP, Backend
 from dgn_backends.errors import BackendUnavailable
 from dgn_backends.foreign import raised
 
-#: What "auto" tries in turn: the entry's name, and the module that must be importable for it.
-PREFERENCE: tuple[tuple[str, str], ...] = (
-    ("torch", "torch"),
-    ("onnx", "onnxruntime"),
-    ("reference", "numpy"),
-)
+#: The module that must be importable for a built-in backend.
+_NEEDS = {"torch": "torch", "onnx": "onnxruntime", "reference": "numpy"}
+#: What "auto" tries in turn, the fastest first (docs/performance.md, "Against llama.cpp"): torch computes in
+#: bf16 where onnx has to compute in f32, onnx has the faster kernels for quantised weights on a CPU.
+_UNQUANTISED = ("torch", "onnx", "reference")
+_QUANTISED = ("onnx", "torch", "reference")
+_NVIDIA = Path("/dev/nvidiactl")  # there with the driver
 
 _UNKNOWN = "unknown"
 _REQUIRED_METHODS = ("devices", "load")
@@ -70,9 +72,9 @@ def label_of(name: str) -> str:
     return found[0].label if len(found) == 1 else f'backend "{name}"'
 
 
-def choose_backend(setting: str = "auto") -> str:
-    """The backend's name that a setting stands for: "auto" takes the first of PREFERENCE that is listed and
-    whose library is installed. Imports nothing.
+def choose_backend(setting: str = "auto", quant: str = "none", device: str = "auto") -> str:
+    """The backend's name that a setting stands for: "auto" takes the fastest one for `quant` and `device`
+    that is listed and whose library is installed. Imports nothing.
 
     Raises BackendUnavailable when there is none, or when the named one is not installed.
     """
@@ -82,8 +84,9 @@ def choose_backend(setting: str = "auto") -> str:
         if setting not in names:
             raise _not_installed(setting, entries)
         return setting
-    for name, module in PREFERENCE:
-        if name in names and importlib.util.find_spec(module) is not None:
+    on_gpu = device.startswith("cuda") or (device == "auto" and _NVIDIA.exists())
+    for name in _UNQUANTISED if quant == "none" or on_gpu else _QUANTISED:
+        if name in names and importlib.util.find_spec(_NEEDS[name]) is not None:
             return name
     raise BackendUnavailable(
         f"no usable backend is installed ({_listing(entries)}); "

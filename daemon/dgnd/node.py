@@ -79,9 +79,9 @@ class Node:
         for name, model in self.models.items():
             model.spans = self.blocks.own_spans(name)
             if model.spans:
-                request = model.load_request(
-                    choose_backend(model.section.backend), config.node.state_dir / "quantised"
-                )
+                section = model.section
+                backend = choose_backend(section.backend, section.quant, section.device)
+                request = model.load_request(backend, config.node.state_dir / "quantised")
                 model.worker = WorkerHandle(request, self._worker_handlers(), model.seal)
         self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)

@@ -56,7 +56,7 @@ def make_plan(request: BenchRequest, cache: Path) -> Plan:
         model=path.name,
         path=str(path),
         spans=(str(whole_model(config)),),
-        backend=choose_backend(request.backend),
+        backend=choose_backend(request.backend, request.quant),
         device="auto",
         dtype=request.dtype,
         threads=request.threads,
