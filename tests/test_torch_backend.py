@@ -109,7 +109,7 @@ def test_f32_on_a_cpu_keeps_bits_and_says_how() -> None:
     runner = load(llama_case("plain").path)
     assert runner.row_invariant
     assert runner.dtype == "f32"
-    assert f"torch-{torch.__version__}/f32/kv-f32/cpu-" in runner.numerics
+    assert f"torch-{torch.__version__}/f32/kv-f32/none/cpu-" in runner.numerics
     for dtype in ("bf16", "f16"):
         low = load(llama_case("plain").path, dtype)
         assert not low.row_invariant

@@ -4,6 +4,7 @@ model whose shapes the kernels take against the reference backend."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tiny_llama import TinyLlama, make_tiny_llama, random_weights, write_weights
 from dgn_backends.api import Backend, LoadRequest, Quant, SpanRunner
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
-from dgn_backends.quant import SCHEMES, Quantised, Scheme, dequantise, quantise
+from dgn_backends.quant import Quantised, Scheme, dequantise, quantise
 from dgn_backends.reference import ReferenceBackend
 from dgn_backends.testing_kit import distance
 from dgn_backends.weights import whole_model
@@ -26,11 +27,14 @@ from dgn_backends.torch_int4 import Int4Matrix, can_use_int4  # noqa: E402
 from dgn_backends.torch_linear import Matrix  # noqa: E402
 
 CPU = torch.device("cpu")
+SCHEMES = [Scheme(bits, group) for bits in (4, 8) for group in (32, 64, 128)]
+QUANTS: list[Quant] = [quant for quant in get_args(Quant) if quant != "none"]
 
 
 def random_weight(out: int, in_features: int, scheme: Scheme) -> Quantised:
-    weight = np.random.default_rng(out).standard_normal((out, in_features)).astype(np.float32)
-    return quantise(weight, scheme)
+    random = np.random.default_rng(out)
+    weight = random.standard_normal((out, in_features)) + random.standard_normal((out, 1))  # zeros anywhere
+    return quantise(weight.astype(np.float32), scheme)
 
 
 def assert_is_near(matrix: Matrix, weight: Quantised, dtype: torch.dtype, bound: float) -> None:
@@ -46,7 +50,7 @@ def assert_is_near(matrix: Matrix, weight: Quantised, dtype: torch.dtype, bound:
         assert distance(got.numpy(), (wanted + bias.float()).numpy()) < bound, rows
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
 @pytest.mark.parametrize("shape", [(70, 200), (3000, 300)])  # in one tile, in several
 def test_weights_are_turned_back_tile_by_tile(
@@ -54,24 +58,24 @@ def test_weights_are_turned_back_tile_by_tile(
 ) -> None:
     weight = random_weight(*shape, scheme)
     matrix = DequantisedMatrix(weight, shape[1], dtype, CPU)
-    assert matrix.n_bytes == weight.n_bytes
+    assert matrix.n_bytes <= 1.03 * weight.n_bytes
     assert_is_near(matrix, weight, dtype, bound)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_the_kernel_for_4_bits_computes_with_8_as_well(scheme: Scheme) -> None:
     weight = random_weight(192, 8448, scheme)  # more than a tile, both ways
     if not can_use_int4(weight, 8448, torch.bfloat16, CPU):
         pytest.skip("this CPU has no such kernel")
     matrix = Int4Matrix(weight, 8448)
-    assert matrix.n_bytes <= 1.12 * weight.n_bytes
+    assert matrix.n_bytes <= 1.16 * weight.n_bytes
     assert_is_near(matrix, weight, torch.bfloat16, 0.01)
 
 
 def test_what_the_kernel_does_not_take_is_turned_back() -> None:
     for shape in ((70, 256), (128, 200)):
-        assert not can_use_int4(random_weight(*shape, SCHEMES["int4"]), shape[1], torch.bfloat16, CPU)
-    fitting = random_weight(128, 256, SCHEMES["int4"])
+        assert not can_use_int4(random_weight(*shape, SCHEMES[0]), shape[1], torch.bfloat16, CPU)
+    fitting = random_weight(128, 256, SCHEMES[0])
     assert not can_use_int4(fitting, 256, torch.float32, CPU)
     assert not can_use_int4(fitting, 256, torch.bfloat16, torch.device("cuda:0"))
 
@@ -85,7 +89,7 @@ def load(backend: Backend, path: Path, dtype: str, quant: Quant) -> SpanRunner:
     return backend.load(request, lambda done, total: None)
 
 
-@pytest.mark.parametrize("quant", SCHEMES)
+@pytest.mark.parametrize("quant", QUANTS)
 def test_a_model_of_shapes_that_the_kernels_take(tmp_path: Path, quant: Quant) -> None:
     path = make_tiny_llama(tmp_path / "model", WIDE)
     ids = np.random.default_rng(2).integers(0, 320, 90).astype(np.int32)

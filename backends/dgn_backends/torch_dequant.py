@@ -25,11 +25,12 @@ class DequantisedMatrix:
 
     def __init__(self, weight: Quantised, in_features: int, dtype: torch.dtype, device: torch.device) -> None:
         self.out_features, self.in_features = len(weight.packed), in_features
-        self.n_bytes = weight.n_bytes
         self._scheme = weight.scheme
         self._dtype = dtype
         self._packed = shared(weight.packed).to(device)
         self._scales = shared(weight.scales).to(device)
+        self._zeros = unpacked_zeros(weight).to(device)
+        self.n_bytes = self._packed.nbytes + self._scales.nbytes + self._zeros.nbytes
         tile = _TILE_ON_CPU if device.type == "cpu" else _TILE_ELSEWHERE
         self._tile_rows = max(1, tile // in_features)
 
@@ -46,15 +47,31 @@ class DequantisedMatrix:
     def _tile_product(self, x: torch.Tensor, bias: torch.Tensor | None, first: int) -> torch.Tensor:
         rows = slice(first, first + self._tile_rows)
         packed = self._packed[rows]
-        if self._scheme.bits == 4:
-            codes = packed.new_empty((*packed.shape[:2], self._scheme.group))
-            torch.bitwise_and(packed, 15, out=codes[..., 0::2])
-            torch.bitwise_right_shift(packed, 4, out=codes[..., 1::2])
-        else:
-            codes = packed
-        values = codes.float().sub_(self._scheme.zero).mul_(self._scales[rows, :, None])
+        codes = _unpacked(packed, self._scheme.bits)
+        values = codes.float().sub_(self._zeros[rows, :, None]).mul_(self._scales[rows, :, None])
         weights = values.view(len(packed), -1)[:, : self.in_features].to(self._dtype)
         return F.linear(x, weights, None if bias is None else bias[rows])
+
+
+def unpacked_zeros(weight: Quantised) -> torch.Tensor:
+    """The zero points of `weight`, u8 [out, groups]."""
+    return _unpacked(shared(weight.zeros), weight.scheme.bits)[:, : weight.scales.shape[1]]
+
+
+def largest(weight: Quantised) -> float:
+    """The largest number that codes of `weight` can stand for, whatever its sign."""
+    zeros = unpacked_zeros(weight).float()
+    return float((torch.maximum(zeros, weight.scheme.top - zeros) * shared(weight.scales)).max())
+
+
+def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes along the last axis, u8."""
+    if bits == 8:
+        return packed
+    codes = packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1]))
+    torch.bitwise_and(packed, 15, out=codes[..., 0::2])
+    torch.bitwise_right_shift(packed, 4, out=codes[..., 1::2])
+    return codes
 
 
 def shared(array: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -11,7 +11,7 @@ import functools
 import torch
 
 from dgn_backends.quant import Quantised, Scheme
-from dgn_backends.torch_dequant import shared
+from dgn_backends.torch_dequant import shared, unpacked_zeros
 from dgn_backends.torch_linear import Product, can_pack
 
 _GROUPS = (32, 64, 128, 256)  # those that the kernel takes
@@ -20,6 +20,8 @@ _GROUPS = (32, 64, 128, 256)  # those that the kernel takes
 _BLOCK = 64
 #: Up to so many rows the kernel is the faster way (measured with AVX-512: it takes a time for each row).
 _KERNEL_ROWS = {4: 40, 8: 24}
+#: The code that is 0 where the kernel has no zero: 8, for 16 * 8 + 8.
+_MIDDLE = {4: 8, 8: 136}
 #: Weights worked at once while packing, and while they are turned back: about a core's cache.
 _TILE = 1 << 20
 
@@ -49,11 +51,16 @@ class Int4Matrix:
         for first in range(0, self.out_features, at_once):
             rows = slice(first, first + at_once)
             self._packed[rows] = _pack(_planes(shared(weight.packed[rows]), scheme))
-        # The kernel takes a weight to be (code - 8) * scale + zero, for each group and output.
+        # The kernel takes a weight to be (code - 8) * scale + zero, for each group and output. Of two planes
+        # the second one's zero is what bf16 leaves of the first one's.
         scales = shared(weight.scales).t().to(torch.bfloat16)
-        zeros = torch.zeros_like(scales)
+        wanted = (_MIDDLE[scheme.bits] - unpacked_zeros(weight).t().float()) * scales.float()
+        zeros = wanted.to(torch.bfloat16)
         if self._planes == 2:
-            scales, zeros = torch.cat([16 * scales, scales]), torch.cat([zeros, 8 * scales])
+            scales, zeros = (
+                torch.cat([16 * scales, scales]),
+                torch.cat([zeros, (wanted - zeros).to(zeros.dtype)]),
+            )
         self._scales_and_zeros = torch.stack([scales, zeros], dim=-1)
         self.n_bytes = self._packed.nbytes + self._scales_and_zeros.nbytes
 
@@ -75,15 +82,15 @@ class Int4Matrix:
     def _dequantised_product(self, x: torch.Tensor) -> torch.Tensor:
         blocks = max(1, _TILE // self.in_features // _BLOCK)
         packed = self._packed.view(-1, self._planes * self.in_features, _BLOCK // 2)
-        # The last plane has the scale of the code itself.
-        scales = self._scales_and_zeros[-(self.in_features // self._scheme.group) :, :, 0].float()
+        planes = self._scales_and_zeros.view(self._planes, -1, self.out_features, 2).float()
+        scales, zeros = planes[-1, ..., 0], planes[..., 1].sum(dim=0)  # the last plane's scale is the code's
         parts = []
         for first in range(0, len(packed), blocks):
             codes = _unpack(packed[first : first + blocks], self._scheme)
             outputs = slice(first * _BLOCK, first * _BLOCK + codes.shape[1])
-            values = codes.float().sub_(self._scheme.zero).view(len(scales), self._scheme.group, -1)
-            weights = values.mul_(scales[:, None, outputs]).to(torch.bfloat16).view(self.in_features, -1)
-            parts.append(x @ weights)
+            values = codes.float().sub_(_MIDDLE[self._scheme.bits]).view(len(scales), self._scheme.group, -1)
+            values.mul_(scales[:, None, outputs]).add_(zeros[:, None, outputs])
+            parts.append(x @ values.to(torch.bfloat16).view(self.in_features, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -119,4 +126,4 @@ def _is_layout_known() -> bool:
         return False
     codes = torch.arange(2 * _BLOCK * 32, dtype=torch.int32).view(2 * _BLOCK, 32) * 2654435761 >> 28 & 15
     packed = _pack(codes).view(2, 32, _BLOCK // 2)
-    return torch.equal(_unpack(packed, Scheme("int4", 4, 32)).t().to(torch.int32), codes)
+    return torch.equal(_unpack(packed, Scheme(4, 32)).t().to(torch.int32), codes)

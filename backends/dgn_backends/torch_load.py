@@ -10,15 +10,14 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.errors import ModelError
-from dgn_backends.quant import SCHEMES
 from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.tensor import Tensor, tensor_bytes
 from dgn_backends.torch_block import TorchBlock
+from dgn_backends.torch_dequant import largest
 from dgn_backends.torch_embedding import DenseEmbedding, Embedding, QuantisedEmbedding
 from dgn_backends.torch_linear import DenseMatrix, Linear, Matrix
 from dgn_backends.torch_quant import quantised_matrix
@@ -75,7 +74,7 @@ class _Loader:
         self._quantised: QuantisedFiles | None = None
         if request.quant != "none":
             self._quantised = QuantisedFiles(
-                self._files, self._shapes, SCHEMES[request.quant], request.cache_dir, threads=request.threads
+                self._files, self._shapes, request.quant, request.cache_dir, threads=request.threads
             )
         self._done = 0
         self._total = sum(tensor_bytes(request.config.dtype, shape) for shape in self._shapes.values())
@@ -129,10 +128,7 @@ class _Loader:
             return DenseMatrix(parts[0] if len(parts) == 1 else torch.cat(parts))
         weight = self._quantised.get(*names)
         self._count(names)
-        if (
-            self._dtype == torch.float16
-            and np.abs(weight.scales).max(initial=0) * weight.scheme.zero > _F16_MAX
-        ):
+        if self._dtype == torch.float16 and largest(weight) > _F16_MAX:
             raise self._beyond_f16(names[0])
         return quantised_matrix(weight, self._shapes[names[0]][1], self._dtype, self._device)
 
