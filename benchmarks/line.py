@@ -1,8 +1,8 @@
 """Prefill and decode in tokens a second: the worker alone, through dgnctl, and split over two daemons.
 
     python benchmarks/line.py [--model DIR | --shape tiny|demo|wide|llama-3.2-1b] [--blocks N] [--dtype f32]
-                              [--backend reference] [--threads 1] [--prompt N] [--tokens N] [--rounds N]
-                              [--quick] [--json]
+                              [--quant none] [--backend reference] [--threads 1] [--prompt N]
+                              [--tokens N] [--rounds N] [--quick] [--json]
 
 The three take turns in every round, in another order each time, so that all meet the same load of the
 machine; the ratios are medians of the ratios within a round. A random model has a small vocabulary: blocks
@@ -25,6 +25,7 @@ from bench_kit.shapes import SHAPES, make_model
 from cluster import Cluster, Row, TestNode
 
 from dgn_backends.hf_config import read_config
+from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.weights import whole_model
 from dgnd.bench.direct_worker import DirectWorker, Timed
 from dgnd.driver import MAX_CHUNK
@@ -41,6 +42,7 @@ class Setting:
     model: Path
     backend: str
     dtype: str
+    quant: str
     threads: int
     prompt: str
     tokens: int
@@ -57,6 +59,7 @@ class Setting:
             "backend": self.backend,
             "device": "cpu",
             "dtype": self.dtype,
+            "quant": self.quant,
             "threads": self.threads,
         }
 
@@ -97,6 +100,7 @@ def measure(setting: Setting, rounds: int, directory: Path) -> dict[str, list[Ti
         backend=setting.backend,
         device="cpu",
         dtype=setting.dtype,
+        quant=setting.quant,
         threads=setting.threads,
     )
     context = read_config(setting.model).max_positions
@@ -161,6 +165,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a Hugging Face directory, instead of a random model")
     parser.add_argument("--shape", choices=list(SHAPES), default="demo")
     parser.add_argument("--blocks", type=int, help="of the random model")
+    parser.add_argument("--quant", choices=["none", *SCHEMES], default="none")
     parser.add_argument("--dtype", choices=["f32", "bf16", "f16"], default="f32")
     parser.add_argument("--backend", default="reference")
     parser.add_argument("--threads", type=int, default=1)
@@ -184,13 +189,20 @@ def main() -> None:
             model = make_model(directory / "model", shape, options.dtype, options.blocks, context)
         prompt = (_TEXT * (options.prompt // len(_TEXT) + 1))[: options.prompt]
         setting = Setting(
-            model.resolve(), options.backend, options.dtype, options.threads, prompt, options.tokens
+            model.resolve(),
+            options.backend,
+            options.dtype,
+            options.quant,
+            options.threads,
+            prompt,
+            options.tokens,
         )
         blocks = read_config(model).n_blocks
         samples = measure(setting, options.rounds, directory)
     first = samples[WORKER][0]
     where["model"] = (
-        f"{options.model or options.shape}, {blocks} blocks, {options.dtype}, backend {options.backend}, "
+        f"{options.model or options.shape}, {blocks} blocks, {options.dtype}, quant {options.quant}, "
+        f"backend {options.backend}, "
         f"{options.threads} thread(s)"
     )
     where["request"] = (
