@@ -210,6 +210,11 @@ class SessionDriver:
         self.session.begin_branch()
         self._host.post(self.session.head.peer, self.session.history(answer_start))
 
+    def send_steps(self, sampling: Sampling) -> None:
+        """Sends what is unsent, as far as there is credit."""
+        while (frame := self.session.next_step(sampling, MAX_CHUNK)) is not None:
+            self._host.post(self.session.route[0].peer, frame)
+
     async def next_token(self, sampling: Sampling) -> int:
         """Sends what is unsent and returns the token picked for the next position; the session is not
         changed by it.
@@ -218,8 +223,7 @@ class SessionDriver:
         """
         session = self.session
         while True:
-            while (frame := session.next_step(sampling, MAX_CHUNK)) is not None:
-                self._host.post(session.route[0].peer, frame)
+            self.send_steps(sampling)
             with trio.move_on_after(STEP_TIMEOUT_S) as patience:
                 message = (await self._next()).message
             if patience.cancelled_caught:

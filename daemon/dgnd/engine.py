@@ -206,7 +206,10 @@ class Engine:
                 raise ProtocolError(f"the hop with the head sent token id {token}, which is in no vocabulary")
             clocks.token()
             session.append(token)
-            await on_delta(answer.push(token), [token])
+            shown = answer.push(token)
+            if not answer.done and driver.broken is None:
+                driver.send_steps(sampling)  # the hops compute on while the client is told
+            await on_delta(shown, [token])
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""
