@@ -31,6 +31,7 @@ class EchoService:
         self.sessions: dict[str, list[int]] = {}
         self.seen: list[api.GenerateParams] = []
         self.cancelled: list[int] = []  #: tokens given by each generation that was cancelled
+        self.connecting = False  #: an address is being dialled that never answers
         self.cut: list[str] = []  #: methods whose scope was cancelled
         self.stop = trio.Event()
 
@@ -76,6 +77,7 @@ class EchoService:
         if "10.0.0.99" in params.addr:
             raise PeerRefused("attic closed the connection: it probably doesn't list this node")
         if "10.0.0.98" in params.addr:
+            self.connecting = True
             try:
                 await trio.sleep_forever()
             finally:
@@ -112,6 +114,9 @@ class EchoService:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._fail)
                     await trio.sleep_forever()
+            case ["silent"]:
+                await cancelled.wait()
+                self.cancelled.append(0)
             case ["flood"]:
                 words = ["x" * 1024] * 100_000
             case ["full"]:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
-from echo_service import EchoDaemon
+from echo_service import LONG, EchoDaemon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -189,7 +189,7 @@ def test_a_lock_file_with_anything_in_it_does_not_name_a_wrong_pid(tmp_path: Pat
 
 
 def test_every_method_is_served() -> None:
-    assert set(SERVICE_METHODS) | {"cancel"} == set(api.METHODS)
+    assert set(SERVICE_METHODS) | {"cancel", "session.tie"} == set(api.METHODS)
     members = {name for name, _ in inspect.getmembers(ControlService, inspect.iscoroutinefunction)}
     assert set(SERVICE_METHODS.values()) == {name for name in members if not name.startswith("_")}
     for method, name in SERVICE_METHODS.items():
@@ -201,6 +201,7 @@ def test_every_method_is_served() -> None:
 CALLS: dict[str, api.Params] = {
     "status": api.NoParams(),
     "models.list": api.NoParams(),
+    "backends.list": api.NoParams(),
     "map.show": api.NoParams(),
     "peers.list": api.NoParams(),
     "peers.connect": api.ConnectParams(addr="/ip4/10.0.0.2/tcp/1/p2p/x"),
@@ -208,6 +209,7 @@ CALLS: dict[str, api.Params] = {
     "generate": api.GenerateParams(prompt="a", session="s"),
     "cancel": api.CancelParams(request_id="none"),
     "tokenize": api.TokenizeParams(text="ab"),
+    "session.tie": api.SessionTieParams(session="s"),
     "session.import": api.SessionImportParams(session="s", token_ids=[5]),
     "session.export": api.SessionParams(session="s"),
     "cache.list": api.NoParams(),
@@ -370,6 +372,45 @@ def test_a_client_that_only_stopped_sending_gets_its_answers(daemon: EchoDaemon)
         raw.sock.shutdown(socket.SHUT_WR)
         assert raw.answer()["result"]["name"] == "desk"
         assert raw.file.readline() == b""
+
+
+HALF = b'{"jsonrpc":"2.0","id":1,"method":"generate","params":{"prompt":"slow","session":"s"}}\n'
+
+
+def test_a_client_that_only_stopped_sending_gets_its_whole_answer(daemon: EchoDaemon) -> None:
+    with Raw(daemon.path) as raw:
+        raw.sock.sendall(HALF)
+        raw.sock.shutdown(socket.SHUT_WR)
+        while "result" not in (last := raw.answer()):
+            pass
+        assert last["result"]["finish_reason"] == "stop"
+        assert len(last["result"]["token_ids"]) == LONG
+        assert raw.file.readline() == b""
+    assert daemon.service.cancelled == []
+
+
+def test_a_client_that_stopped_sending_and_is_then_gone_is_noticed(daemon: EchoDaemon) -> None:
+    with Raw(daemon.path) as raw:
+        raw.sock.sendall(b'{"jsonrpc":"2.0","id":1,"method":"generate","params":{"prompt":"silent"}}\n')
+        raw.sock.shutdown(socket.SHUT_WR)
+        until(lambda: daemon.service.seen)
+    until(lambda: daemon.service.cancelled)
+
+
+def test_a_tied_session_ends_with_the_connection_that_tied_it_last(daemon: EchoDaemon) -> None:
+    mine, kept = (api.SessionTieParams(session=name) for name in ("mine", "kept"))
+    with ControlClient(daemon.path) as after:
+        with ControlClient(daemon.path) as client:
+            for params in (mine, kept, api.SessionTieParams(session="never")):
+                assert client.call("session.tie", params).ok
+            client.call("session.import", api.SessionImportParams(session="mine", token_ids=[1]))
+            client.call("session.import", api.SessionImportParams(session="kept", token_ids=[2]))
+            after.call("session.tie", kept)
+        until(lambda: "mine" not in daemon.service.sessions)
+        assert list(daemon.service.sessions) == ["kept"]
+        with pytest.raises(BadRequest, match="session"):
+            after.call("session.tie", api.SessionTieParams(session=""))
+    until(lambda: not daemon.service.sessions)
 
 
 def test_the_client_is_told_when_the_daemon_ends(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_conversation_keeps_its_session_and_forgets_it_at_the_end(daemon: Echo
     first, second = daemon.service.seen
     assert first.session == second.session
     assert (first.system, second.system) == ("be brief", None)
-    assert daemon.service.sessions == {}
+    until(lambda: not daemon.service.sessions)
 
 
 def test_a_named_session_is_kept(daemon: EchoDaemon) -> None:
@@ -172,12 +172,45 @@ def test_sigterm_puts_the_terminal_back_and_frees_the_work(daemon: EchoDaemon, m
         until(lambda: daemon.service.cancelled)
 
 
-def test_a_terminal_that_goes_away_frees_the_work(daemon: EchoDaemon) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_however_a_chat_ends_its_session_is_forgotten(daemon: EchoDaemon, number: signal.Signals) -> None:
     with Person() as person:
+        person.say("hello", "hello ")
         person.child.sendline("slow")
         person.child.expect_exact("w2 ")
+        assert daemon.service.sessions
+        person.child.kill(number)
+        person.child.expect(pexpect.EOF)
     until(lambda: daemon.service.cancelled)
-    assert daemon.service.cancelled[0] < 100
+    until(lambda: not daemon.service.sessions)
+
+
+@pytest.mark.parametrize("moment", ["answer", "prompt"])
+def test_a_terminal_that_goes_away_frees_the_work(daemon: EchoDaemon, moment: str) -> None:
+    with Person() as person:
+        if moment == "answer":
+            person.child.sendline("slow")
+            person.child.expect_exact("w2 ")
+        person.child.ptyproc.fileobj.close()  # as a terminal emulator does that is closed; it kills nobody
+        assert person.child.ptyproc.wait() == 128 + signal.SIGHUP
+    if moment == "answer":
+        until(lambda: daemon.service.cancelled)
+        assert daemon.service.cancelled[0] < 100
+        until(lambda: not daemon.service.sessions)
+
+
+def test_a_hang_up_keeps_the_conversation(daemon: EchoDaemon) -> None:
+    with Person() as person:
+        person.say("hello", "hello ")
+        person.child.sendline(f"connect {ADDRESS.replace('0.2', '0.98')}")
+        until(lambda: daemon.service.connecting)
+        person.child.send("\x03")
+        person.child.expect_exact("interrupted")
+        person.prompt()
+        until(lambda: daemon.service.cut)
+        person.say("again", "again ")
+        (said,) = daemon.service.sessions.values()
+        assert len(said) == 4
 
 
 def test_save_and_load(daemon: EchoDaemon, tmp_path: Path) -> None:
@@ -275,7 +308,7 @@ def test_lines_in_answers_out(daemon: EchoDaemon) -> None:
     assert done.stdout.decode() == "one \ntwo ünï \nconnect the dots \n"
     assert done.stderr == b""
     assert len({params.session for params in daemon.service.seen}) == 1
-    assert daemon.service.sessions == {}
+    until(lambda: not daemon.service.sessions)
 
 
 def test_errors_go_to_stderr_and_the_next_line_is_answered(daemon: EchoDaemon) -> None:

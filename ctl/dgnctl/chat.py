@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import msgspec
@@ -19,7 +19,7 @@ from dgnctl.output import emit, printable
 from dgnctl.peers import describe_connected, describe_peers
 from dgnctl.run import EXIT_INTERRUPTED, check_text
 from dgnctl.sampling import generation_options, template
-from dgnctl.terminal import Screen, ending_signals, kept_settings, open_screen
+from dgnctl.terminal import Screen, ending_signals, hang_ups, kept_settings, open_screen
 from dgnctl.token_file import read_ids, write_ids
 from dgnd.control import api
 from dgnd.control.client import ControlClient
@@ -31,9 +31,8 @@ from dgnd.errors import (
     NoDaemon,
     NotFound,
     ProtocolError,
+    ShuttingDown,
 )
-
-_LEAVE_S: Final = 2.0  #: for dgnd to forget the session at the end
 
 
 @click.command()
@@ -55,6 +54,7 @@ def chat(ctx: click.Context, /, session: str | None, **options: Any) -> int:
     with (
         ending_signals(),
         kept_settings(sys.stdin.fileno()) if screen.interactive else contextlib.nullcontext(),
+        hang_ups(screen),
     ):
         return conversation.hold()
 
@@ -72,11 +72,10 @@ class Conversation:
         self._connect = connect
         self._screen = screen
         self._params = params
-        self._forget = not session
+        self._tied = not session  #: dgnd forgets it with the connection, however this program ends
         self._session = session or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
         self._fresh = True  #: nothing was said yet
-        self._used = False  #: dgnd may know the session
-        self._client = connect()
+        self._client = self._open()
         self._lost = False
         self._code = 0
 
@@ -88,7 +87,7 @@ class Conversation:
             while self._step():
                 pass
         finally:
-            self._leave()
+            self._client.close()
         return 0 if self._screen.interactive else self._code
 
     def _greet(self) -> None:
@@ -102,16 +101,19 @@ class Conversation:
         try:
             line = self._screen.ask()
             return line is not None and self._do(chat_line.parse(line))
-        except (NoDaemon, ProtocolError) as error:
+        except (NoDaemon, ProtocolError, ShuttingDown) as error:
             self._lost = True
             self._client.close()
             self._show(error)
         except ContextExceeded as error:
             self._show(error, "; type clear to start anew" if self._screen.interactive else "")
+        except Cancelled as error:
+            self._hang_up()
+            self._show(error)
         except DgnError as error:
             self._show(error)
         except KeyboardInterrupt:  # a second one, or one while waiting for something else than an answer
-            self._client.close()  # hanging up ends and frees what dgnd was doing
+            self._hang_up()
             self._show(Cancelled("interrupted"))
         return self._code != EXIT_INTERRUPTED or self._screen.interactive
 
@@ -156,7 +158,6 @@ class Conversation:
             last = piece[-1:] or last
             emit(piece)
 
-        self._used = True
         try:
             with interrupts() as noted, self._screen.streaming() as watch:
                 result = follow(client.start_generate(params), show, noted, watch)
@@ -202,18 +203,33 @@ class Conversation:
     def _load(self, path: Path) -> None:
         ids = read_ids(path)
         params = api.SessionImportParams(session=self._session, token_ids=ids, model=self._params.model)
-        self._used = True
         self._daemon().call("session.import", params)
         self._fresh = False
         self._note(f"({len(ids)} token ids read from {path}; the conversation goes on from there)")
 
     # --- the daemon ---
 
+    def _open(self) -> ControlClient:
+        client = self._connect()
+        if self._tied:
+            client.call("session.tie", api.SessionTieParams(session=self._session))
+        return client
+
+    def _hang_up(self) -> None:
+        """Ends and frees what dgnd was doing; the session goes over to a new connection first."""
+        before = self._client
+        try:
+            self._client = self._open()
+        except DgnError:
+            self._lost = True
+        finally:
+            before.close()
+
     def _daemon(self) -> ControlClient:
         """The connection, made anew after it was lost; says so if dgnd has forgotten the conversation."""
         if self._client.fileno() >= 0:
             return self._client
-        self._client = self._connect()
+        self._client = self._open()
         if self._lost and not self._fresh:
             try:
                 self._client.call("session.export", api.SessionParams(session=self._session))
@@ -222,10 +238,3 @@ class Conversation:
                 self._note("(dgnd was restarted and has forgotten the conversation; this is a new one)")
         self._lost = False
         return self._client
-
-    def _leave(self) -> None:
-        """Hangs up; a session that only this chat has a name for is forgotten."""
-        self._client.close()
-        if self._forget and self._used:
-            with contextlib.suppress(DgnError), self._connect() as client:
-                client.call("cache.clear", api.CacheClearParams(session=self._session), _LEAVE_S)

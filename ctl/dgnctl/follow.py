@@ -17,7 +17,7 @@ from dgnd.control.api import GenerateDelta, GenerateResult
 from dgnd.control.client import GenerateStream
 from dgnd.errors import Cancelled
 
-STOP_GRACE_S: Final = 3.0  #: for dgnd to answer a cancel; then the connection is closed, which cancels too
+STOP_GRACE_S: Final = 3.0  #: for dgnd to answer a cancel
 _GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
@@ -69,11 +69,11 @@ def follow(
     """Gives the text to `on_text` as it comes, and returns the result.
 
     A Ctrl-C, or a callback of `watch` (by file descriptor, called when that is readable) that returns True,
-    asks dgnd to stop; when it does not answer that within STOP_GRACE_S, the connection is closed.
+    asks dgnd to stop. Where this raises, dgnd may still be at it; closing the connection ends that.
 
     Raises:
-        DgnError: what dgnd answered, or Cancelled when the connection was closed here.
-        StdoutClosed: nobody reads stdout; the connection is closed.
+        DgnError: what dgnd answered, or Cancelled when it did not answer within STOP_GRACE_S of being asked.
+        StdoutClosed: nobody reads stdout.
     """
     watch = watch or {}
     poller = select.poll()
@@ -85,35 +85,31 @@ def follow(
     if out is not None and out not in watch:
         poller.register(out, 0)
     deadline: float | None = None
-    try:
-        while True:
-            while events := stream.read():  # until it is empty: what comes after may be an error
-                for event in events:
-                    if isinstance(event, GenerateResult):
-                        return event
-                    assert isinstance(event, GenerateDelta)
-                    on_text(event.text)
-            timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            ready = poller.poll(timeout)
-            stop = False
-            for fd, state in ready:
-                if fd == noted.fileno():
-                    noted.take()
-                    stop = True
-                elif fd in watch:
-                    stop = watch[fd]() or stop
-                elif fd == out and state & _GONE:
-                    raise StdoutClosed
-            if stop and deadline is None:
-                stream.cancel()
-                deadline = time.monotonic() + STOP_GRACE_S
-            if deadline is not None and time.monotonic() >= deadline:
-                raise Cancelled("stopped without waiting for dgnd, which frees what the answer used")
-            if any(fd == stream.client.fileno() for fd, _ in ready):
-                stream.client.fill()
-    except (Cancelled, StdoutClosed):
-        stream.client.close()
-        raise
+    while True:
+        while events := stream.read():  # until it is empty: what comes after may be an error
+            for event in events:
+                if isinstance(event, GenerateResult):
+                    return event
+                assert isinstance(event, GenerateDelta)
+                on_text(event.text)
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+        ready = poller.poll(timeout)
+        stop = False
+        for fd, state in ready:
+            if fd == noted.fileno():
+                noted.take()
+                stop = True
+            elif fd in watch:
+                stop = watch[fd]() or stop
+            elif fd == out and state & _GONE:
+                raise StdoutClosed
+        if stop and deadline is None:
+            stream.cancel()
+            deadline = time.monotonic() + STOP_GRACE_S
+        if deadline is not None and time.monotonic() >= deadline:
+            raise Cancelled("stopped without waiting for dgnd, which frees what the answer used")
+        if any(fd == stream.client.fileno() for fd, _ in ready):
+            stream.client.fill()
 
 
 def _stdout_fd() -> int | None:

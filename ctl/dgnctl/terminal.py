@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ from typing import Final, NoReturn, Protocol
 
 import click
 
-from dgnctl.output import emit
+from dgnctl.output import discard_stdout, emit
 from dgnd.errors import BadRequest
 
 PROMPT: Final = "> "
@@ -179,6 +180,18 @@ def ending_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def hang_ups(screen: Screen) -> Iterator[None]:
+    """A terminal that is gone, which reads and writes tell before SIGHUP comes or after it, ends alike."""
+    try:
+        yield
+    except (OSError, termios.error) as error:
+        if not screen.interactive or error.args[0] != errno.EIO:
+            raise
+        discard_stdout()
+        raise SystemExit(128 + signal.SIGHUP) from None
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:

@@ -291,6 +291,12 @@ class SessionParams(Params, frozen=True):
     session: str
 
 
+class SessionTieParams(Params, frozen=True):
+    """`session.tie`: ends the session with this connection, unless a later one ties it again."""
+
+    session: str
+
+
 class SessionImportParams(Params, frozen=True):
     """`session.import`: `session` then holds these token ids, as if said; computed when next needed."""
 
@@ -326,6 +332,7 @@ METHODS: dict[str, tuple[type[Params], object]] = {
     "cancel": (CancelParams, Done),
     "tokenize": (TokenizeParams, TokenizeResult),
     "session.export": (SessionParams, SessionTokens),
+    "session.tie": (SessionTieParams, Done),
     "session.import": (SessionImportParams, Done),
     "cache.list": (NoParams, list[CacheEntry]),
     "cache.clear": (CacheClearParams, CacheClearResult),

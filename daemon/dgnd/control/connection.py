@@ -1,7 +1,7 @@
 """One client of the control socket. Its requests run concurrently, and end when it hangs up.
 
 Two tasks, one that reads and one that writes, and one for each request. What is to be sent waits in a bounded
-buffer; a client that lets it fill is dropped, so its slowness hurts nobody else.
+buffer; a client that lets it fill is dropped, so its slowness hurts nobody else. Knows nothing of how a
 method is carried out.
 """
 
@@ -14,8 +14,10 @@ from typing import Final
 import trio
 
 from dgnd.control import api, jsonrpc
-from dgnd.control.checks import check_generate
+from dgnd.control.checks import check_generate, check_session
+from dgnd.control.hangup import gone
 from dgnd.control.service import ControlService, call
+from dgnd.control.ties import Ties
 from dgnd.errors import (
     BadRequest,
     Cancelled,
@@ -57,9 +59,10 @@ class _Running:
 class Connection:
     """Serves one client until it hangs up, is dropped, or the scope around `serve` is cancelled."""
 
-    def __init__(self, sock: trio.socket.SocketType, service: ControlService) -> None:
+    def __init__(self, sock: trio.socket.SocketType, service: ControlService, ties: Ties) -> None:
         self._sock = sock
         self._service = service
+        self._ties = ties
         self._running: dict[jsonrpc.Id, _Running] = {}
         self._unsent = bytearray()
         self._wake = trio.Event()
@@ -81,6 +84,7 @@ class Connection:
         finally:
             await self._last_words()
             self._sock.close()
+        await self._ties.release(self)
 
     async def turn_away(self, error: DgnError) -> None:
         """Says why this client is not served, and closes the socket."""
@@ -89,16 +93,19 @@ class Connection:
         self._sock.close()
 
     async def _finish(self) -> None:
-        """After the client closed its end, which may be only the sending half.
-
-        Lets what runs end, and be read.
-        """
-        self._hang_up()
-        while self._running:
-            await self._wake.wait()
+        """After the client's last request: lets what runs end, and be read, unless the client is gone."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch)
+            while self._running:
+                await self._wake.wait()
+            nursery.cancel_scope.cancel()
         with trio.move_on_after(_DRAIN_S):
             while self._unsent:
                 await self._wake.wait()
+
+    async def _watch(self) -> None:
+        await gone(self._sock)
+        self._hang_up()
 
     def refuse(self, error: DgnError) -> None:
         """Queues an error that belongs to no request."""
@@ -189,6 +196,10 @@ class Connection:
                 if isinstance(params, api.CancelParams):
                     self._send(jsonrpc.encode_result(identity, self._cancel(params)))
                     return
+                if isinstance(params, api.SessionTieParams):
+                    self._ties.tie(params.session, self)
+                    self._send(jsonrpc.encode_result(identity, api.Done()))
+                    return
                 running = self._running[identity] = _Running(method)
                 requests.start_soon(self._run, identity, running, params)
             case jsonrpc.Notification("cancel", raw):
@@ -209,7 +220,10 @@ class Connection:
             raise InvalidRequest(f"the id {identity!r} is in use by a request that is still running")
         if len(self._running) >= MAX_REQUESTS:
             raise LimitError(f"{MAX_REQUESTS} requests are running on this connection; wait for one to end")
-        return jsonrpc.read_params(raw, api.METHODS[method][0])
+        params = jsonrpc.read_params(raw, api.METHODS[method][0])
+        if isinstance(params, api.SessionTieParams):
+            check_session(params.session)
+        return params
 
     def _cancel(self, params: api.CancelParams) -> api.Done:
         running = self._running.get(params.request_id)

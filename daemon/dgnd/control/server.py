@@ -16,6 +16,7 @@ import trio
 from dgnd.control.connection import Connection
 from dgnd.control.listener import control_socket
 from dgnd.control.service import ControlService
+from dgnd.control.ties import Ties
 from dgnd.errors import LimitError
 
 log = logging.getLogger("dgnd.control")
@@ -38,6 +39,7 @@ async def serve_control(
         AlreadyRunning: another daemon has the socket; names its pid.
         ConfigError: the socket can't be created there.
     """
+    ties = Ties(service)
     with control_socket(path) as sock:
         listener = trio.socket.from_stdlib_socket(sock)
         async with trio.open_nursery() as nursery:
@@ -52,7 +54,7 @@ async def serve_control(
                     clients -= 1
 
             while True:
-                connection = Connection(await _accept(listener), service)
+                connection = Connection(await _accept(listener), service, ties)
                 if clients >= MAX_CONNECTIONS:
                     log.warning("refused a client of the control socket: %d are connected", clients)
                     reason = f"{MAX_CONNECTIONS} clients are connected to dgnd; close one"

@@ -1,7 +1,7 @@
 """What the control server asks of the daemon: one coroutine for each method of the API.
 
-The server knows only this; who implements it knows nothing of JSON-RPC. `cancel` is missing on purpose: it
-concerns one connection's requests, so the server answers it.
+The server knows only this; who implements it knows nothing of JSON-RPC. `cancel` and `session.tie` are
+missing on purpose: they concern one connection, so the server answers them.
 """
 
 from __future__ import annotations
@@ -95,12 +95,12 @@ class ControlService(Protocol):
 
 #: The attribute of ControlService for each method of the API.
 SERVICE_METHODS: Final[dict[str, str]] = {
-    method: method.replace(".", "_") for method in api.METHODS if method != "cancel"
+    method: method.replace(".", "_") for method in api.METHODS if method not in ("cancel", "session.tie")
 }
 
 
 async def call(service: ControlService, method: str, params: api.Params) -> object:
-    """Carries out any method but `generate` and `cancel`."""
+    """Carries out any method but those and `generate`."""
     function = getattr(service, SERVICE_METHODS[method])
     if isinstance(params, api.NoParams):
         return await function()
