@@ -7,11 +7,9 @@ Knows the frames only by name: steps and their answers pass through. One `Worker
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from dgnd.wire.messages import (
     Pong,
     WorkerStats,
 )
+from dgnd.worker_launch import worker_command, worker_environment
 
 log = logging.getLogger("dgnd.workers")
 
@@ -129,9 +128,10 @@ class WorkerHandle:
             # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about
             # the thread.
             process = subprocess.Popen(  # noqa: ASYNC220 - see above; it takes about a millisecond
-                [sys.executable, "-m", "dgnd.worker", str(theirs.fileno()), str(os.getpid())],
+                worker_command(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                env=worker_environment(),
             )
         self.pid = process.pid
         oom_before = _oom_kills()

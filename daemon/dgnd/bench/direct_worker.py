@@ -6,10 +6,8 @@ times come out.
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from dgnd.wire.messages import (
     Sampling,
     TokenFrame,
 )
+from dgnd.worker_launch import worker_command, worker_environment
 
 _READ_BYTES = 1 << 18
 
@@ -63,10 +62,10 @@ class DirectWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dgnd.worker", str(theirs.fileno()), str(os.getpid())],
+                worker_command(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                env=dict(environment),
+                env=worker_environment(environment),
             )
         self._sock = ours
         try:

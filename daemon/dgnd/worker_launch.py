@@ -1,0 +1,25 @@
+"""How a worker process is started: its command and its environment. Knows nothing of what it is told then."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+#: Has glibc's malloc ask for huge pages (its manual, "Memory Allocation Tunables"): every token reads all
+#: weights, and with small pages looking up addresses is a few per cent of that.
+_TUNABLE = "glibc.malloc.hugetlb"
+
+
+def worker_command(fd: int) -> list[str]:
+    """The command of a worker that talks over the socket `fd` and ends with this process."""
+    return [sys.executable, "-m", "dgnd.worker", str(fd), str(os.getpid())]
+
+
+def worker_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a worker: `base`, or this process's; what it says of the tunable stays."""
+    environment = dict(os.environ if base is None else base)
+    tunables = environment.get("GLIBC_TUNABLES", "")
+    if _TUNABLE not in tunables:
+        environment["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, f"{_TUNABLE}=1")))
+    return environment

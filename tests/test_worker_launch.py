@@ -1,0 +1,12 @@
+"""The environment of a worker: huge pages are asked for, and what the user set stays."""
+
+from dgnd.worker_launch import worker_environment
+
+
+def test_huge_pages_are_asked_for_and_a_choice_is_kept() -> None:
+    assert worker_environment({"A": "1"}) == {"A": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    chosen = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}
+    assert worker_environment(chosen) == chosen
+    other = worker_environment({"GLIBC_TUNABLES": "glibc.malloc.check=1"})
+    assert other["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+    assert "PATH" in worker_environment()
