@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from dgn_backends.registry import label_of
 from dgnd.errors import BackendError, BackendUnavailable, DgnError, ModelError, ProtocolError, error_from
 from dgnd.seal import Seal
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
@@ -43,6 +44,8 @@ _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
 #: Of loading: what nobody's waiting changes.
 _PERMANENT = (BackendUnavailable, ModelError)
+#: Signals that a process brings on itself.
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
 _STEADY_S = 60.0  #: after running for so long the delay starts again
 
 
@@ -82,6 +85,11 @@ class WorkerHandle:
     def _patience_s(self) -> float:
         """How long it may be silent now."""
         return _SILENT_S if self.ready else _SILENT_LOADING_S
+
+    @property
+    def _label(self) -> str:
+        """How its backend is called."""
+        return label_of(self.request.backend)
 
     @property
     def weights_bytes(self) -> int:
@@ -153,8 +161,10 @@ class WorkerHandle:
                 await _reap(process, patience_s=0.0 if hung else 0.5)
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
-            return BackendError(f"no sign of life for {self._patience_s:.0f} s, killed")
-        return self._failure or BackendError(_why(process.returncode, _oom_kills() > oom_before))
+            why = f"{self._label} hung: no sign of life for {self._patience_s:.0f} s, killed"
+            return BackendError(why)
+        oom = _oom_kills() > oom_before
+        return self._failure or BackendError(_why(process.returncode, oom, self._label))
 
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
@@ -227,12 +237,14 @@ async def _reap(process: subprocess.Popen[bytes], patience_s: float) -> None:
         await trio.sleep(0.005)
 
 
-def _why(returncode: int, oom: bool) -> str:
+def _why(returncode: int, oom: bool, backend: str) -> str:
     if returncode == -signal.SIGKILL and oom:
         return "killed by the kernel for lack of memory (OOM); give it fewer blocks"
     if returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}"
-    return f"ended with exit code {returncode}"
+        number = -returncode
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"{backend} crashed: {name}" if number in _CRASHES else f"killed by {name}"
+    return f"{backend} ended the process, with exit code {returncode}"  # who else ends it has said why
 
 
 def _oom_kills() -> int:

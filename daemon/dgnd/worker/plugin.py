@@ -1,5 +1,5 @@
-"""Calls of the backend plugin: foreign code, whose every failure becomes a typed error, and whose output is
-checked before anybody relies on it. Knows nothing of frames of steps, sequences or sampling.
+"""Calls of the backend plugin: foreign code, whose every failure becomes a typed error that names it, and
+whose output is checked before anybody relies on it. Knows nothing of frames of steps, sequences or sampling.
 """
 
 from __future__ import annotations
@@ -7,73 +7,123 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 
 from dgn_backends.api import LoadRequest, Progress, Quant, SpanRunner, Step, StepOutput
-from dgn_backends.errors import BackendError, DgnError
+from dgn_backends.errors import BackendError, BackendUnavailable, DgnError, NonFiniteOutput
+from dgn_backends.foreign import raised
 from dgn_backends.model import ModelConfig
-from dgn_backends.registry import load_backend
-from dgn_backends.span import parse_spans
+from dgn_backends.registry import label_of, load_backend
+from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
 from dgnd.wire.messages import LoadSpans
 
-
-def load_runners(request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
-    """The runners of all spans of the request, one plugin; raises ModelError, BackendError or LimitError."""
-    backend = load_backend(request.backend)
-    spans = [span for text in request.spans for span in parse_spans(text, config.n_blocks)]
-    runners = []
-    for index, span in enumerate(spans):
-
-        def part(done: int, total: int, index: int = index) -> None:
-            progress(index * total + done, len(spans) * total)
-
-        load = LoadRequest(
-            path=Path(request.path),
-            config=config,
-            span=span,
-            device=request.device,
-            dtype=request.dtype,
-            threads=request.threads,
-            quant=cast(Quant, request.quant),  # checked where the configuration is read
-            cache_dir=Path(request.cache_dir) if request.cache_dir else None,
-        )
-        runners.append(backend.load(load, part))
-    return runners
+_RUNNER_DTYPES = set(get_args(DType)) - {"i32"}
+_MOST = 2**63 - 1
 
 
-def forward(runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
-    """One call of the plugin; what it raises, or returns that is no list of outputs, is a BackendError."""
-    with plugin_call():
-        outputs = runner.forward(steps)
-    if not isinstance(outputs, list) or not all(isinstance(output, StepOutput) for output in outputs):
-        raise BackendError(f"the backend returned {type(outputs).__name__}, not a list of StepOutput")
-    if len(outputs) != len(steps):
-        raise BackendError(f"the backend returned {len(outputs)} outputs for {len(steps)} steps")
-    return outputs
+class Plugin:
+    """The one plugin of this worker, by name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.label = label_of(name)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Around calls of the plugin and looks at what it returned: whatever goes wrong is its fault, and
+        names it; only what is wrong with a model or does not fit is not."""
+        try:
+            yield
+        except BackendError as error:
+            if error.message.startswith(self.label):
+                raise
+            kinds = (BackendUnavailable, NonFiniteOutput)
+            kind = next((kind for kind in kinds if isinstance(error, kind)), BackendError)
+            raise kind(f"{self.label}: {error.message}", **error.data) from error
+        except DgnError:
+            raise
+        except BaseException as error:
+            raise BackendError(f"{self.label} raised {raised(error)}") from error
+
+    def load(self, request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
+        """The runners of all spans of the request; raises ModelError, BackendError or LimitError."""
+        with self.call():
+            backend = load_backend(request.backend)
+        spans = [span for text in request.spans for span in parse_spans(text, config.n_blocks)]
+        runners = []
+        for index, span in enumerate(spans):
+
+            def part(done: int, total: int, index: int = index) -> None:
+                progress(index * total + done, len(spans) * total)
+
+            load = LoadRequest(
+                path=Path(request.path),
+                config=config,
+                span=span,
+                device=request.device,
+                dtype=request.dtype,
+                threads=request.threads,
+                quant=cast(Quant, request.quant),  # checked where the configuration is read
+                cache_dir=Path(request.cache_dir) if request.cache_dir else None,
+            )
+            with self.call():
+                runners.append(_checked_runner(backend.load(load, part), span))
+        return runners
+
+    def forward(self, runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
+        """One call; what it raises, or returns that is no list of outputs, is a BackendError."""
+        with self.call():
+            outputs = runner.forward(steps)
+            if not isinstance(outputs, list) or not all(isinstance(each, StepOutput) for each in outputs):
+                raise BackendError(f"it returned {type(outputs).__name__}, not a list of StepOutput")
+            if len(outputs) != len(steps):
+                raise BackendError(f"it returned {len(outputs)} outputs for {len(steps)} steps")
+        return outputs
+
+    def kv_bytes(self, runners: list[SpanRunner]) -> int:
+        """Bytes of KV that the runners say they hold."""
+        with self.call():
+            return sum(_count("kv_bytes()", runner.kv_bytes()) for runner in runners)
 
 
-@contextmanager
-def plugin_call() -> Iterator[None]:
-    """Around calls of the plugin: it is foreign code, and whatever it raises becomes a BackendError."""
-    try:
-        yield
-    except DgnError:
-        raise
-    except Exception as error:
-        raise BackendError(f"the backend failed: {type(error).__name__}: {error}") from error
+def _checked_runner(runner: object, span: Span) -> SpanRunner:
+    """What `load` returned, if it says what it is in the API's types: others rely on it."""
+    if not isinstance(runner, SpanRunner):
+        raise BackendError(f"its load() returned {type(runner).__name__}, which has not all of a SpanRunner")
+    if runner.span != span:
+        raise BackendError(f'its load() returned a runner of "{runner.span}", not of "{span}"')
+    if not isinstance(runner.dtype, str) or runner.dtype not in _RUNNER_DTYPES:
+        raise BackendError(f"its runner's dtype is {runner.dtype!r:.99}, not one of {sorted(_RUNNER_DTYPES)}")
+    if (
+        not isinstance(runner.numerics, str)
+        or not runner.numerics.isprintable()
+        or len(runner.numerics) > 1024
+    ):
+        raise BackendError("its runner's numerics is not one line of at most 1024 characters")
+    if not isinstance(runner.row_invariant, bool):
+        raise BackendError(f"its runner's row_invariant is {runner.row_invariant!r:.99}, not a bool")
+    for name in ("weights_bytes", "kv_bytes_per_position"):
+        _count(name, getattr(runner, name))
+    return runner
+
+
+def _count(name: str, value: object) -> int:
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise BackendError(f"its runner's {name} is {value!r:.99}, not a number of bytes")
+    return value
 
 
 def checked(tensor: Tensor | None, what: str, dtype: DType, shape: tuple[int, ...]) -> Tensor:
-    """An output of the plugin, if it is what was asked for."""
+    """An output of the plugin, if it is what was asked for; its shape is our own, whose items are ints."""
     if not isinstance(tensor, Tensor):
-        raise BackendError(f"the backend returned no {what}")
+        raise BackendError(f"it returned no {what}")
     if (tensor.dtype, tensor.shape) != (dtype, shape):
         found = f"{tensor.dtype}{list(tensor.shape)}"
-        raise BackendError(f"the backend returned {what} {found}, not {dtype}{list(shape)}")
-    return tensor
+        raise BackendError(f"it returned {what} {found:.99}, not {dtype}{list(shape)}")
+    return Tensor(dtype, shape, tensor.data)
 
 
 def is_finite(tensor: Tensor) -> bool:

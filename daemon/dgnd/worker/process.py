@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import os
 import queue
 import signal
@@ -16,9 +17,12 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from pathlib import Path
 
 from dgn_backends.errors import DgnError
+from dgn_backends.foreign import raised
+from dgn_backends.registry import label_of
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -41,11 +45,15 @@ from dgnd.worker.joined import positions
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
+from dgnd.worker.watchdog import Watchdog
 
 _READ_BYTES = 1 << 18
 _ONE_WRITE_BYTES = 1 << 18  #: more than this is not copied to be written at once
 _PROGRESS_INTERVAL_S = 0.2
 _PR_SET_PDEATHSIG = 1
+#: A batch that takes longer has hung. Batches are sized to take `pace.TARGET_S` or a few times that, and an
+#: origin gives up an answer that rests for `driver.STEP_TIMEOUT_S`, 120: so it still hears who is to blame.
+HUNG_S = 60.0
 
 
 def die_with_parent(parent_pid: int, by: signal.Signals = signal.SIGKILL) -> None:
@@ -84,18 +92,31 @@ class WorkerProcess:
             self._wake.wait_for(lambda: self._load is not None)
             request = self._load
         assert request is not None
+        pid = os.getpid()
         try:
-            self._worker = SpanWorker(request, self._progress())
+            self._worker = worker = SpanWorker(request, self._progress())
+            if os.getpid() == pid:  # else this is a copy that the plugin made by forking
+                self._outbox.put([Frame(Loaded(spans=worker.loaded(), device=request.device))])
+                self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(worker.plugin.label, writer)))
         except DgnError as error:
             self._fail(error.kind, error.message)
-        except Exception as error:  # noqa: BLE001 - a plugin is foreign code: its fault is named
-            self._fail("backend", f"backend {request.backend}: {type(error).__name__}: {error}")
-        else:
-            self._outbox.put([Frame(Loaded(spans=self._worker.loaded(), device=request.device))])
-            self._compute(self._worker)
+        except BaseException as error:  # noqa: BLE001 - a plugin is foreign code, beside which anything may fail
+            traceback.print_exc()
+            self._fail("backend", f"{label_of(request.backend)}: the worker failed: {raised(error)}")
+        return self._end(writer)
+
+    def _end(self, writer: threading.Thread) -> int:
+        """Lets the last words out; the exit code."""
         self._outbox.put(None)
         writer.join(timeout=5)
         return 1
+
+    def _hung(self, label: str, writer: threading.Thread) -> None:
+        """A call of the plugin does not come back: says so, shows in the log where it is, and ends the
+        process."""
+        faulthandler.dump_traceback()
+        self._fail("backend", f"{label} hung: a batch took more than {HUNG_S:.0f} s")
+        os._exit(self._end(writer))
 
     def _fail(self, kind: str, message: str) -> None:
         self._outbox.put([Frame(Failure(kind=kind, message=message[:4096], tag="w.load"))])
@@ -103,19 +124,23 @@ class WorkerProcess:
     def _progress(self) -> Progress:
         return Progress(self._outbox)
 
-    def _compute(self, worker: SpanWorker) -> None:
-        pace = Pace()
+    def _compute(self, worker: SpanWorker, watchdog: Watchdog) -> None:
+        pid, pace = os.getpid(), Pace()
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: len(self._scheduler) > 0)
                 self._wake.wait_for(self._scheduler.is_gathered, pace.patience_s)
                 batch = self._scheduler.take(pace.budget)
             begun = time.monotonic()
-            answers = worker.run(batch)
+            with watchdog:
+                answers = worker.run(batch)
+                kv_bytes = worker.kv_bytes()
+            if os.getpid() != pid:
+                return  # a copy that the plugin made by forking
             if answers:
                 self._outbox.put(answers)
             pace.observe(positions(batch), time.monotonic() - begun)
-            self._kv_bytes = worker.kv_bytes()
+            self._kv_bytes = kv_bytes
 
     def _read(self) -> None:
         decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
@@ -176,6 +201,7 @@ class Progress:
         self._last = 0.0
 
     def __call__(self, done: int, total: int) -> None:
+        done, total = (min(max(int(number), 0), 2**63 - 1) for number in (done, total))  # foreign code calls
         now = time.monotonic()
         if now - self._last >= _PROGRESS_INTERVAL_S or done >= total:
             self._last = now
@@ -187,6 +213,7 @@ def main(argv: list[str]) -> int:
     fd, parent_pid = int(argv[0]), int(argv[1])
     die_with_parent(parent_pid)
     be_first_to_go()
+    faulthandler.enable()  # a plugin that crashes shows in the log where
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the daemon's to handle
         signal.signal(number, signal.SIG_IGN)
     return WorkerProcess(socket.socket(fileno=fd)).run()

@@ -40,7 +40,7 @@ from dgnd.wire.messages import (
 )
 from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
 from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
-from dgnd.worker.plugin import checked, forward, is_finite, load_runners, plugin_call
+from dgnd.worker.plugin import Plugin, checked, is_finite
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
@@ -72,7 +72,8 @@ class SpanWorker:
 
     def __init__(self, request: LoadSpans, progress: Progress) -> None:
         self.config: ModelConfig = read_config(Path(request.path))
-        self.runners = load_runners(request, self.config, progress)
+        self.plugin = Plugin(request.backend)
+        self.runners = self.plugin.load(request, self.config, progress)
         self.budget: KVBudget[HopKey] = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
         self._sequences: dict[HopKey, _Sequence] = {}
         self._gave_way: set[HopKey] = set()  # hops without KV until they are closed
@@ -94,7 +95,7 @@ class SpanWorker:
 
     def kv_bytes(self) -> int:
         """KV bytes held now."""
-        return sum(runner.kv_bytes() for runner in self.runners)
+        return self.plugin.kv_bytes(self.runners)
 
     def sequence_count(self) -> int:
         """Open sequences."""
@@ -106,8 +107,7 @@ class SpanWorker:
         if isinstance(message, StepFrame):
             return self._steps(batch)
         try:
-            with plugin_call():
-                return self._control(batch[0])
+            return self._control(batch[0])
         except DgnError as error:
             return [Frame(_failure(message, error))]
 
@@ -134,14 +134,18 @@ class SpanWorker:
     # --- sequences
 
     def _open(self, message: OpenSequence) -> Frame:
-        (span,) = parse_spans(message.span, self.config.n_blocks)
+        try:
+            (span,) = parse_spans(message.span, self.config.n_blocks)
+        except ValueError as error:
+            raise BackendError(f"{message.span!r:.99} is not one span: {error}") from None
         runner = next((r for r in self.runners if r.span.contains(span)), None)
         if runner is None:
             loaded = ", ".join(str(r.span) for r in self.runners)
             raise BackendError(f"blocks {message.span} are not loaded here; loaded: {loaded}")
         self._close(message.key)
         number = next(self._numbers)
-        runner.open(number, span, message.max_positions)
+        with self.plugin.call():
+            runner.open(number, span, message.max_positions)
         self._sequences[message.key] = _Sequence(runner, number, span, message.max_positions)
         return Frame(HopOpened(key=message.key, credits=CREDITS))
 
@@ -155,7 +159,10 @@ class SpanWorker:
 
     def _length(self, key: HopKey) -> int:
         sequence = self._sequences.get(key)
-        return 0 if sequence is None else sequence.runner.length(sequence.number)
+        if sequence is None:
+            return 0
+        with self.plugin.call():
+            return int(sequence.runner.length(sequence.number))
 
     def _close(self, key: HopKey) -> None:
         self._gave_way.discard(key)
@@ -165,7 +172,8 @@ class SpanWorker:
         sequence = self._sequences.pop(key, None)
         if sequence is not None:
             self.budget.release(key)
-            sequence.runner.close(sequence.number)
+            with self.plugin.call():
+                sequence.runner.close(sequence.number)
 
     # --- steps
 
@@ -193,7 +201,7 @@ class SpanWorker:
             raise StaleState("the KV cache of this idle session gave way to others")
         if sequence is None:
             raise BackendError(f"step {first.start} of hop {first.key.hop} has no open sequence")
-        with plugin_call():
+        with self.plugin.call():
             if first.truncate_to is not None:
                 sequence.runner.truncate(sequence.number, first.truncate_to)
             length = sequence.runner.length(sequence.number)
@@ -212,12 +220,11 @@ class SpanWorker:
         per_position = runner.kv_bytes_per_position * (span.stop - span.start) // blocks
         for idle in self.budget.reserve(key, positions, per_position, sequence.max_positions):
             self._gave_way.add(idle)
-            with plugin_call():
-                self._free(idle)
+            self._free(idle)
 
     def _group(self, group: list[_Work]) -> list[Frame]:
         try:
-            outputs = forward(group[0].sequence.runner, [work.step for work in group])
+            outputs = self.plugin.forward(group[0].sequence.runner, [work.step for work in group])
         except DgnError as error:
             if len(group) > 1:
                 return [answer for work in group for answer in self._alone(work)]
@@ -225,7 +232,8 @@ class SpanWorker:
         answers: list[Frame] = []
         for work, output in zip(group, outputs, strict=True):
             try:
-                answers += self._answers(work, output)
+                with self.plugin.call():
+                    answers += self._answers(work, output)
             except DgnError as error:
                 answers += _failures(work.frames, error)
         return answers
@@ -233,7 +241,7 @@ class SpanWorker:
     def _alone(self, work: _Work) -> list[Frame]:
         """One hop's step of a batch that failed, again and by itself, from where it was."""
         try:
-            with plugin_call():
+            with self.plugin.call():
                 work.sequence.runner.truncate(work.sequence.number, work.step.start)
         except DgnError as error:
             return _failures(work.frames, error)
