@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dgn_backends import registry
 from dgn_backends.api import LoadRequest, Quant
 from dgn_backends.hf_config import read_config
 from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.registry import load_backend
 from dgn_backends.span import Span
-from dgn_backends.testing_models import make_tiny_llama, write_safetensors
+from dgn_backends.testing_models import make_tiny_llama, write_safetensors, write_tokenizer
 from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
@@ -73,7 +75,7 @@ def model(tmp_path: Path) -> Path:
     directory = tmp_path / "model"
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    (directory / "tokenizer.json").write_text("{}")
+    write_tokenizer(directory, None)
     weight_map = {name: file for file, shapes in SHARDS.items() for name in shapes}
     (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     for file, shapes in SHARDS.items():
@@ -110,7 +112,12 @@ def test_bytes_and_files_of_every_node(tmp_path: Path, model: Path) -> None:
     assert own.files == ("model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors")
     assert (attic.node, attic.weights_bytes) == ("attic", 2 * BLOCK_BYTES)
     assert attic.files == ("model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors")
-    assert plan.small_files == ("config.json", "tokenizer.json", "model.safetensors.index.json")
+    assert plan.small_files == (
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors.index.json",
+    )
     assert (plan.missing, plan.absent) == ("", ())
 
 
@@ -204,6 +211,72 @@ def test_errors_are_one_line_that_begins_with_the_place(
     assert code == ConfigError.exit_code
     assert err.startswith(f"{path}{expected}")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where"),
+    [
+        ("tokenizer.json", "{", "tokenizer.json:1:2"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer_config.json", '{"chat_template": 3}', "tokenizer_config.json"),
+        ("generation_config.json", "[1]", "generation_config.json"),
+    ],
+)
+def test_check_finds_what_would_keep_prompts_from_being_answered(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    text: str,
+    where: str,
+) -> None:
+    (model / name).write_text(text)
+    config = write_config(tmp_path, ("self", "embed,0-2,head"))
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(config))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert where in err
+
+
+def test_check_says_that_a_tokenizer_is_missing(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warning: a node that only serves blocks needs none."""
+    (model / "tokenizer.json").unlink()
+    config = write_config(tmp_path, ("self", "embed,0-2,head"))
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(config))
+    assert (code, err) == (0, "")
+    assert f"warning: {model / 'tokenizer.json'} is missing" in out
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", *list(SHARDS)[:1]],
+)
+def test_check_does_not_wait_for_a_pipe(
+    tmp_path: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    config = write_config(tmp_path, ("self", "embed,0-2,head"))
+    code, _, err = dgnd(capsys, monkeypatch, "check", "--config", str(config))
+    assert code == 2
+    assert f"{model / name}: is no regular file" in err
+
+
+def test_check_finds_a_library_that_is_not_installed(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry._NEEDS, "reference", "no_such_module")
+    config = write_config(tmp_path, ("self", "embed,0-2,head"))
+    config.write_text(config.read_text().replace('path = "model"', 'path = "model"\nbackend = "reference"'))
+    code, _, err = dgnd(capsys, monkeypatch, "check", "--config", str(config))
+    assert code == 2
+    assert "it needs the Python module no_such_module" in err
 
 
 def test_a_missing_model_directory(

@@ -294,7 +294,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json: No such file"):
         read_config(tmp_path)
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ModelError, match=r"config\.json: Is a directory"):
+    with pytest.raises(ModelError, match=r"config\.json: is no regular file"):
         read_config(tmp_path)
 
 

@@ -123,3 +123,4 @@ def test_text_is_not_read_from_another_models_directory(tmp_path: Path) -> None:
         tokenizer.write_text(tokenizer.read_text() + "\n")
         with pytest.raises(ModelError, match=r"tokenizer\.json .*restart dgnd"):
             generate(node)
+        assert "can't answer prompts given here" in "\n".join(status(node).notes)

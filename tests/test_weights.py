@@ -369,7 +369,7 @@ def test_a_directory_without_weights_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has neither model.safetensors nor model.safetensors.index.json"):
         ModelFiles(tmp_path)
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(ModelError, match=r"model.safetensors: Is a directory"):
+    with pytest.raises(ModelError, match=r"model.safetensors: is no regular file"):
         SafetensorsFile(tmp_path / "model.safetensors")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dgn_backends.errors import ModelError
+from dgn_backends.regular_file import open_regular
 
 _MAX_FILE_BYTES = 16 << 20
 _Default = TypeVar("_Default", str, None)
@@ -154,7 +155,7 @@ def read_json_object(path: Path) -> JsonObject:
     """The object that the file `path` holds; ModelError when it can't be read, or is not JSON, or no
     object."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}", file=str(path)) from error

@@ -83,6 +83,8 @@ def choose_backend(setting: str = "auto", quant: str = "none", device: str = "au
     if setting != "auto":
         if setting not in names:
             raise _not_installed(setting, entries)
+        for entry in entries:
+            _refuse_without_library(entry, setting)
         return setting
     on_gpu = device.startswith("cuda") or (device == "auto" and _NVIDIA.exists())
     for name in _UNQUANTISED if quant == "none" or on_gpu else _QUANTISED:
@@ -92,6 +94,14 @@ def choose_backend(setting: str = "auto", quant: str = "none", device: str = "au
         f"no usable backend is installed ({_listing(entries)}); "
         "install one: pip install 'distributed-gpt-node[onnx]'"
     )
+
+
+def _refuse_without_library(entry: BackendEntry, wanted: str) -> None:
+    """As importing it would, as far as that is known beforehand."""
+    module = _NEEDS.get(entry.name)
+    if entry.name == wanted and module is not None and importlib.util.find_spec(module) is None:
+        why = f"it needs the Python module {module}, which is not installed"
+        raise _unavailable(entry, why, _install(entry, module))
 
 
 def load_backend(name: str) -> Backend:

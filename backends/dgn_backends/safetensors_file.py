@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dgn_backends.errors import ModelError
 from dgn_backends.json_values import parse_json_object
+from dgn_backends.regular_file import open_regular
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
 
 _LENGTH_BYTES = 8
@@ -49,7 +50,7 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 header_bytes = self._header_bytes(file.read(_LENGTH_BYTES), size)

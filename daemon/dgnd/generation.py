@@ -5,7 +5,6 @@ Knows nothing of sessions, hops or time.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from dgnd.errors import BadRequest, ModelError
 from dgnd.exactness import Exactness
 from dgnd.sampling import check_sampling
 from dgnd.text.assets import TextAssets
+from dgnd.text.model_files import MAX_CONFIG_BYTES, parse_object, read_text
 from dgnd.text.stops import StopMatcher
 from dgnd.wire.messages import Sampling
 
@@ -56,12 +56,10 @@ def model_sampling(model_dir: Path) -> Sampling:
     """
     path = model_dir / "generation_config.json"
     try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return Sampling()
-    except ValueError as error:
-        raise ModelError(f"{path}: {error}") from None
-    if not isinstance(values, dict) or values.get("do_sample") is not True:
+        values = parse_object(path, read_text(path, MAX_CONFIG_BYTES)) if path.exists() else {}
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from None
+    if values.get("do_sample") is not True:
         return Sampling()
     try:
         known = {"temperature": 1.0} | {k: values[k] for k in _SAMPLING_KEYS if values.get(k) is not None}

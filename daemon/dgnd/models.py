@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dgn_backends.bundled import bundled_model
 from dgn_backends.hf_config import read_config
-from dgn_backends.manifest import Manifest, config_digest, tokenizer_digest
+from dgn_backends.manifest import TOKENIZER_FILE, Manifest, config_digest, tokenizer_digest
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
 from dgnd.config.schema import ModelSection
@@ -58,14 +58,20 @@ class LocalModel:
     problem: str = ""  #: why there is no manifest
     worker: WorkerHandle | None = None
     _text: TextAssets | None = None
+    _text_problem: str = ""
     _sampling: Sampling | None = None
 
     @property
     def text(self) -> TextAssets:
         """Tokenizer and templates, read when first needed; raises ModelError."""
         if self._text is None:
-            self._refuse_other_text()
-            self._text = TextAssets.load(self.path, self.section.chat_template, self.config.eos_token_ids)
+            try:
+                self._refuse_other_text()
+                self._text = TextAssets.load(self.path, self.section.chat_template, self.config.eos_token_ids)
+            except ModelError as error:
+                self._text_problem = error.message
+                raise
+            self._text_problem = ""
         return self._text
 
     @property
@@ -74,6 +80,13 @@ class LocalModel:
         if self._sampling is None:
             self._sampling = model_sampling(self.path)
         return self._sampling
+
+    @property
+    def text_problem(self) -> str:
+        """Why this node can't answer prompts to the model, as far as that is known without reading much."""
+        if self._text is None and not self._text_problem:
+            return "" if (self.path / TOKENIZER_FILE).is_file() else f"{self.path} has no {TOKENIZER_FILE}"
+        return self._text_problem
 
     def _refuse_other_text(self) -> None:
         """The text's files are read late: they must still be those of the weights."""

@@ -11,15 +11,20 @@ from pathlib import Path
 
 from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
+from dgn_backends.manifest import TOKENIZER_FILE
 from dgn_backends.model import ModelConfig
 from dgn_backends.quant_plan import stored_bytes
+from dgn_backends.registry import choose_backend
 from dgn_backends.span import Span, format_spans
 from dgn_backends.weights import INDEX_FILE, ModelFiles, span_tensors
 from dgnd.blocksmap import BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.check import SELF
+from dgnd.config.schema import ModelSection
 from dgnd.errors import ConfigError
+from dgnd.generation import model_sampling
 from dgnd.models import model_path
+from dgnd.text.assets import TextAssets
 
 #: Files beside the weights, as far as a model has them.
 SMALL_FILES = (
@@ -56,6 +61,7 @@ class ModelPlan:
     small_files: tuple[str, ...]
     missing: str
     absent: tuple[str, ...]
+    speechless: bool  #: without a tokenizer here, which only a node that answers prompts needs
 
 
 def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
@@ -75,12 +81,17 @@ def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
     counts = {name: config.n_blocks for name, config in configs.items()}
     blocks = BlocksMap.build(loaded.config, counts, loaded.error_at)
     return tuple(
-        _plan_model(name, paths[name], section.quant, configs[name], blocks)
+        _plan_model(name, paths[name], section, configs[name], blocks)
         for name, section in loaded.config.models.items()
     )
 
 
-def _plan_model(name: str, path: Path, quant: str, config: ModelConfig, blocks: BlocksMap) -> ModelPlan:
+def _plan_model(
+    name: str, path: Path, section: ModelSection, config: ModelConfig, blocks: BlocksMap
+) -> ModelPlan:
+    quant = section.quant
+    if blocks.own_spans(name):
+        choose_backend(section.backend, quant, section.device)
     files = _files(path, needed=bool(blocks.own_spans(name)))
     nodes = tuple(
         _plan_node(node, blocks.spans(name, node), quant, config, files) for node in blocks.units[name]
@@ -90,6 +101,10 @@ def _plan_model(name: str, path: Path, quant: str, config: ModelConfig, blocks: 
     if files is not None and not absent:
         for span in blocks.own_spans(name):
             files.check(config, span)
+    speechless = not (path / TOKENIZER_FILE).exists()
+    if not speechless:
+        TextAssets.load(path, section.chat_template, config.eos_token_ids)
+    model_sampling(path)
     return ModelPlan(
         name=name,
         path=path,
@@ -99,6 +114,7 @@ def _plan_model(name: str, path: Path, quant: str, config: ModelConfig, blocks: 
         small_files=tuple(file for file in SMALL_FILES if (path / file).exists()),
         missing=blocks.missing(name),
         absent=absent,
+        speechless=speechless,
     )
 
 
@@ -136,6 +152,10 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
             lines.append(f"  {node.node:{width}}  {spans}: {weights} of weights{quantised}")
             lines.extend(f"  {'':{width}}    {file}" for file in node.files)
         lines.append(f"  every node of this model also needs {' '.join(plan.small_files)}")
+        if plan.speechless:
+            lines.append(
+                f"  warning: {plan.path / TOKENIZER_FILE} is missing: no prompt can be answered here"
+            )
         if plan.missing:
             lines.append(f"  warning: no row of this file serves {plan.missing}")
     if not plans:

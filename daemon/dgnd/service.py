@@ -82,6 +82,11 @@ class NodeService:
                 *self.offers.problems(self.names.of),
                 *away_notes(self.network.peers(), len(self.network.refusals())),
                 *self._relay_notes(),
+                *(
+                    f"model {name} can't answer prompts given here: {model.text_problem}"
+                    for name, model in self.models.items()
+                    if model.text_problem
+                ),
             ],
         )
 

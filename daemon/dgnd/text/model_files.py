@@ -7,10 +7,12 @@ Reads `tokenizer_config.json`, `special_tokens_map.json`, `generation_config.jso
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgn_backends.regular_file import open_regular
 from dgnd.errors import ModelError
 
 #: No file read here is larger in a model that exists; a bigger one is refused before it is read.
@@ -34,10 +36,11 @@ class TextConfig:
 def read_text(path: Path, limit: int) -> str:
     """The file as UTF-8 text; ModelError with one line when it is absent, too large or not UTF-8."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise ModelError(f"{path}: {size} bytes, more than the {limit} that such a file may have")
-        return path.read_text(encoding="utf-8")
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise ModelError(f"{path}: {size} bytes, more than the {limit} that such a file may have")
+            return file.read(limit).decode("utf-8")
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file; the model directory must hold it") from None
     except UnicodeDecodeError as error:
