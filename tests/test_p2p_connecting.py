@@ -38,8 +38,17 @@ def test_the_operator_s_connect_lets_the_peer_in_and_keeps_it() -> None:
     async def main() -> None:
         a, b = Node("desk", settings=QUICK), Node("attic", settings=QUICK)
         b.network.allow(a.id, "desk", keep_connected=False)
+        bogus = f"/ip4/127.0.0.1/tcp/1/p2p/{b.id}"
         async with running(a, b):
+            with pytest.raises(PeerGone):
+                await a.network.connect(bogus)
             assert await a.network.connect(b.address) == b.id
+            (known,) = a.network.peers()
+            assert b.address.startswith(
+                f"/ip4/127.0.0.1/tcp/{known.name.split(':')[1]}/"
+            )  # not the bogus one
+            assert await a.network.connect(bogus) == b.id  # connected already: nothing is dialled or kept
+            assert len(a.network.peers()[0].addrs) == 1
             assert a.network.is_up(b.id)
             assert await a.network.connect(b.address) == b.id  # once more changes nothing
             assert len(a.ups) == 1

@@ -55,4 +55,5 @@ def clear(ctx: click.Context, session: str | None, as_json: bool) -> None:
     if as_json:
         emit_json(found)
     else:
-        emit(f"{found.cleared} session{'' if found.cleared == 1 else 's'} forgotten\n")
+        left = f", {found.busy} left: still answering" if found.busy else ""
+        emit(f"{found.cleared} session{'' if found.cleared == 1 else 's'} forgotten{left}\n")

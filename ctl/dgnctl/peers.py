@@ -101,7 +101,8 @@ def describe_peer(peer: PeerInfo) -> str:
 def describe_connected(peer: PeerInfo) -> str:
     """What came of dialling a peer."""
     offers = ", ".join(f"{offer.model} {offer.spans}" for offer in peer.offers) or "no blocks"
-    return f"{peer.state}: {peer.name or peer.id} offers {offers}\n"
+    note = f" ({peer.detail})" if peer.detail else ""
+    return f"{peer.state}: {peer.name or peer.id} offers {offers}{note}\n"
 
 
 def describe_refusals(refused: list[Refusal]) -> str:

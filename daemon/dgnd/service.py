@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from dgn_backends.span import format_spans
@@ -225,10 +226,12 @@ class NodeService:
 
     async def peers_connect(self, params: api.ConnectParams) -> api.PeerInfo:
         """Dials a multiaddress and lets that peer be used and served until the daemon ends."""
+        before = {peer.id for peer in self.network.peers() if peer.state == "connected"}
         peer_id = await self.network.connect(params.addr)
         for peer in self.network.peers():
             if peer.id == peer_id:
-                return self._peer(peer)
+                detail = "it was connected already; this address was not tried" if peer_id in before else ""
+                return msgspec.structs.replace(self._peer(peer), detail=detail or peer.detail)
         raise NotFound(f"{peer_id} was connected and is gone again")
 
     async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
@@ -286,7 +289,9 @@ class NodeService:
 
     async def cache_clear(self, params: api.CacheClearParams) -> api.CacheClearResult:
         """Forgets one session, or all of this node's own that are idle."""
-        return api.CacheClearResult(cleared=self.engine.clear(params.session))
+        cleared = self.engine.clear(params.session)
+        busy = sum(item.busy for item in self.engine.conversations) if params.session is None else 0
+        return api.CacheClearResult(cleared=cleared, busy=busy)
 
 
 def _template_name(model: LocalModel) -> str:

@@ -283,6 +283,7 @@ class CacheClearResult(msgspec.Struct, frozen=True):
     """How many sessions were forgotten."""
 
     cleared: int
+    busy: int = 0  #: sessions that were left, since they are answering
 
 
 class SessionParams(Params, frozen=True):

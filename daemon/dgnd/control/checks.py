@@ -15,7 +15,7 @@ _BIG: Final = 2**63 - 1
 MAX_SESSION_NAME: Final = 128
 _RANGES: Final[tuple[tuple[str, float, float], ...]] = (
     ("max_tokens", 1, _BIG),
-    ("temperature", 0.0, 1000.0),
+    ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),
     ("top_k", 0, 2**31 - 1),
     ("min_p", 0.0, 1.0),

@@ -91,7 +91,8 @@ class PeerNetwork:
         known = self._known.get(peer_id)
         if known is None:
             known = self._known[peer_id] = Known(peer_id, name)
-        known.name, known.addrs, known.keep_connected, known.held = name, addrs, keep_connected, False
+        known.name, known.named, known.addrs = name, True, addrs
+        known.keep_connected, known.held = keep_connected, False
         self._refusals.forget(peer_id)
         self._dialer.keep(known)
 
@@ -102,6 +103,8 @@ class PeerNetwork:
 
     async def connect(self, multiaddr: str) -> str:
         """Dials an address that ends in /p2p/ID; that peer is let in from now on, whether or not it answers.
+
+        Where the peer is connected already nothing is dialled, and the address, unproven, is not kept.
 
         Returns its peer id after Hello. Raises BadRequest, PeerGone, PeerRefused, IdentityMismatch.
         """
@@ -114,20 +117,20 @@ class PeerNetwork:
             raise BadRequest(f"{peer_id} is this node itself")
         known = self._known.get(peer_id)
         if known is None:
-            known = self._known[peer_id] = Known(
-                peer_id, f"{endpoint.host}:{endpoint.port}", keep_connected=False
-            )
+            known = self._known[peer_id] = Known(peer_id, "", keep_connected=False, named=False)
         known.held = False
         self._refusals.forget(peer_id)
         if not self.is_up(peer_id):
+            if not known.named:
+                known.name = f"{endpoint.host}:{endpoint.port}"
             try:
                 await self._dialer.dial(known, [endpoint])
             except IdentityMismatch:
                 if not known.addrs and not known.keep_connected:
                     del self._known[peer_id]  # a mistyped id must not stay on the list
                 raise
-        if str(endpoint) not in [str(addresses.parse(text)[0]) for text in known.addrs]:
-            known.addrs = (*known.addrs, str(endpoint))
+            if str(endpoint) not in [str(addresses.parse(text)[0]) for text in known.addrs]:
+                known.addrs = (*known.addrs, str(endpoint))
         known.keep_connected = True
         self._dialer.keep(known)
         return peer_id

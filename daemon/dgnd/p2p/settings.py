@@ -76,6 +76,7 @@ class Known:
     name: str
     addrs: tuple[str, ...] = ()
     keep_connected: bool = True
+    named: bool = True  #: else `name` is the address that was dialled last
     held: bool = False  #: disconnected by the operator: neither dialled nor let in
     state: PeerStatus = "connecting"
     detail: str = "not tried yet"
