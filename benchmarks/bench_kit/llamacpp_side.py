@@ -85,11 +85,10 @@ class Llama:
 
 
 def main() -> None:
-    """Answers requests until stdin ends; the first line says how long loading took."""
+    """Answers requests until stdin ends; the first line says that it has loaded."""
     path, threads, sequences, context = sys.argv[1], *map(int, sys.argv[2:5])
-    began = time.perf_counter()
     llama = Llama(path, threads, sequences, context)
-    print(json.dumps(time.perf_counter() - began), flush=True)
+    print(json.dumps("loaded"), flush=True)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
         answer = llama.tokens[arguments[0]] if name == "tokens" else getattr(llama, name)(*arguments)
