@@ -18,6 +18,8 @@ from dgn_backends.torch_rows import RowTiles, pad_rows
 _QUERIES_AT_ONCE = 64
 #: Bytes of keys and values in f32 worked at once where they are kept otherwise: about a cache.
 _WIDENED_BYTES = 4 << 20
+#: At most so many pages, since the scores of a tile of queries grow with them.
+_WIDENED_PAGES = 4
 #: Stands for the peak of a row without any score: finite, so that differences from it are numbers.
 _LEAST = torch.finfo(torch.float32).min
 
@@ -38,7 +40,8 @@ class PageReader:
         page = kv.pages[0]
         if page.dtype == torch.float32:
             return 1
-        return max(1, _WIDENED_BYTES // (page[0].numel() * torch.float32.itemsize))
+        fitting = _WIDENED_BYTES // (page[0].numel() * torch.float32.itemsize)
+        return min(max(1, fitting), _WIDENED_PAGES)
 
     def read(self, kv: TorchKV, block: int, page: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, f32 [n_kv_heads, n, head_dim], from the first position of `page` on, valid until
