@@ -249,6 +249,13 @@ def test_the_document_makes_a_wheel(walked: dict[str, str]) -> None:
     assert "dist/dgn_backend_mine-0.1.0-py3-none-any.whl" in printed_by(walked, "pip wheel").splitlines()
 
 
+def test_the_document_leaves_only_the_copy(walked: dict[str, str]) -> None:
+    printed = printed_by(walked, "pip uninstall")
+    listed = re.findall(r"^(\w+) +usable ", printed, flags=re.M)
+    assert "reference" in listed
+    assert not {"example", "mine"} & set(listed)
+
+
 def test_the_messages_in_the_document_are_those_of_the_tests_of_faults() -> None:
     tested = (ROOT / "tests/test_plugin_faults.py").read_text()
     shown = re.findall(r"^\| [\w ]+ \| `…([^`]+)`", DOCUMENT, flags=re.M)
