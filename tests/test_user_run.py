@@ -322,10 +322,9 @@ def test_models(ctl: Dgnctl) -> None:
     assert (error["kind"], error["exit"]) == ("not_found", 2)
     assert "nosuch" in error["message"]
     assert all(name in error["message"] for name in ("m", "talk", "long", "gap"))
-    assert (
-        ctl.run("hello", "--max-tokens", "3")["token_ids"]
-        == (ctl.run("hello", "--model", "m", "--max-tokens", "3")["token_ids"])
-    )
+    error = ctl.error("run", "hello")
+    assert (error["kind"], error["exit"]) == ("bad_request", 2)
+    assert error["message"] == "several models are configured, name one of them: m, long, gap, talk, plain"
     assert (
         ctl.run("hello", "--model", "long", "--max-tokens", "3")["token_ids"]
         != (ctl.run("hello", "--model", "m", "--max-tokens", "3")["token_ids"])

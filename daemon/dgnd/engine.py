@@ -94,10 +94,12 @@ class Engine:
     # --- requests
 
     def model(self, name: str | None) -> LocalModel:
-        """The model asked for; without a name the only one, or the first of the configuration."""
+        """The model asked for; without a name the only one."""
         if name is None:
             if not self.models:
                 raise NotFound("no model is configured: add [models.NAME] and [[blocks]] to dgn.toml")
+            if len(self.models) > 1:
+                raise BadRequest(f"several models are configured, name one of them: {', '.join(self.models)}")
             return next(iter(self.models.values()))
         model = self.models.get(name)
         if model is None:
