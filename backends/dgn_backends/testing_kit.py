@@ -186,13 +186,23 @@ def distance(got: F32, wanted: F32) -> float:
     return float((apart / np.maximum(size, 1e-12)).max())
 
 
+#: mallopt(3)
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGE_BYTES = 1 << 17
+
+
 class MemoryMeter:
     """The most memory that this process held since the meter was made, beyond what it held then; in bytes,
     by the system's own count (Linux)."""
 
     def __init__(self) -> None:
+        libc = ctypes.CDLL(None)
+        # What is large comes from the system and goes back to it at once, whatever ran in this process before:
+        # by itself the allocator learns from what is freed, and then keeps it among what is in use.
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
         # Memory that was freed but kept by the allocator would hide what is taken next.
-        ctypes.CDLL(None).malloc_trim(0)
+        libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
         self._before = _status_bytes("VmRSS")
 
