@@ -142,6 +142,16 @@ def test_a_damaged_entry_is_never_used(
     assert entry.read_bytes() == whole
 
 
+def test_a_pipe_in_place_of_an_entry_is_not_waited_for(model: Path, tmp_path: Path) -> None:
+    wanted = opened(model, tmp_path / "cache").get(EMBEDDING)
+    (entry,) = entries(tmp_path / "cache")
+    whole = entry.read_bytes()
+    entry.unlink()
+    os.mkfifo(entry)
+    assert same(opened(model, tmp_path / "cache").get(EMBEDDING), wanted)
+    assert entry.read_bytes() == whole
+
+
 def test_where_nothing_can_be_kept_it_works_and_says_so_once(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

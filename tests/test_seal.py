@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from cluster import Cluster, Row, TestNode
 from tiny_llama import make_tiny_llama
 
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import ModelError
+from dgnd.seal import Seal
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +127,18 @@ def test_text_is_not_read_from_another_models_directory(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"tokenizer\.json .*restart dgnd"):
             generate(node)
         assert "can't answer prompts given here" in "\n".join(status(node).notes)
+
+
+def test_digests_are_made_again_where_the_child_was_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As by the kernel for lack of memory: the first child ends by SIGKILL."""
+    model = make_tiny_llama(tmp_path / "model", n_blocks=1)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nmkdir {tmp_path}/once 2>&- && kill -9 $$\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("dgnd.seal.sys.executable", str(python))
+    made = trio.run(Seal(model, tmp_path / "digests").make)
+    monkeypatch.undo()
+    assert made == trio.run(Seal(model, tmp_path / "digests").make)
+    assert "killed by SIGKILL; again in 1 s" in caplog.text

@@ -31,6 +31,7 @@ import numpy.typing as npt
 from dgn_backends.errors import ModelError
 from dgn_backends.quant import F32, U8, Quantised, Scheme, empty, quantise_into
 from dgn_backends.quant_plan import scheme_of
+from dgn_backends.regular_file import open_regular
 from dgn_backends.weights import ModelFiles, Shape, file_identity
 
 log = logging.getLogger(__name__)
@@ -185,11 +186,11 @@ def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> 
     """The entry in `path`, or None where there is none, or it was made from something else or is damaged."""
     codes, *_, size = _layout(shape, scheme)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if os.fstat(file.fileno()).st_size != size:
                 return None
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ModelError):
         return None
     written, digest = _parse_header(mapped[:codes])
     if written != header or digest != _digest(np.frombuffer(mapped, np.uint8, size - codes, codes)):
@@ -242,7 +243,7 @@ def _tidy(model: Path, files: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped from there stays mapped
     identities: dict[str, list[int] | None] = {}
     for entry in _entries(schemes[:_KEPT_SCHEMES]):
-        with contextlib.suppress(OSError):  # another process removed it
+        with contextlib.suppress(OSError, ModelError):  # another process removed it, or it is no file
             if entry.suffix == ".tmp":
                 if entry.stat().st_mtime < time.time() - _ABANDONED_S:
                     entry.unlink()
@@ -257,7 +258,7 @@ def _entries(folders: Sequence[Path]) -> Iterator[Path]:
 
 def _is_current(entry: Path, files: Path, identities: dict[str, list[int] | None]) -> bool:
     """Whether the files that `entry` was made from are as they were then."""
-    with entry.open("rb") as file:
+    with open_regular(entry) as file:
         header, _ = _parse_header(file.read(2 * _PAGE))
     try:
         _, sources = json.loads(header)

@@ -197,8 +197,8 @@ class MemoryMeter:
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None)
-        # What is large comes from the system and goes back to it at once, whatever ran in this process before:
-        # by itself the allocator learns from what is freed, and then keeps it among what is in use.
+        # What is large comes from the system and goes back to it at once, whatever ran in this process
+        # before: by itself the allocator learns from what is freed, and then keeps it among what is in use.
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
         # Memory that was freed but kept by the allocator would hide what is taken next.

@@ -8,6 +8,8 @@ decide. Knows nothing of workers or peers.
 from __future__ import annotations
 
 import contextlib
+import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +19,11 @@ from dgn_backends.manifest import TOKENIZER_FILE, Manifest, compare
 from dgn_backends.manifest_cache import manifest_from_json
 from dgn_backends.weights import INDEX_FILE, SINGLE_FILE, ModelFiles, file_identity
 from dgnd.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+#: Between two tries to make digests, where the child that makes them was killed.
+_FIRST_DELAY_S, _MOST_DELAY_S = 1.0, 30.0
 
 
 class Seal:
@@ -85,7 +92,17 @@ class Seal:
             "--cache",
             str(self._cache),
         ]
-        result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+        delay_s = _FIRST_DELAY_S
+        while True:
+            result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
+            if result.returncode >= 0:
+                break
+            name = signal.Signals(-result.returncode).name
+            log.warning("digests of %s: killed by %s; again in %.0f s", self._path, name, delay_s)
+            await trio.sleep(
+                delay_s
+            )  # whoever killed it, the kernel for lack of memory say, says nothing of it
+            delay_s = min(2 * delay_s, _MOST_DELAY_S)
         if result.returncode == 0:
             try:
                 return manifest_from_json(result.stdout.decode())

@@ -56,10 +56,12 @@ class KVBudget(Generic[Key]):
             idle = {key: self._held[key] for key in self._idle if self._held[key]}
             if wanted > room + sum(idle.values()):
                 used = self.total - room - sum(idle.values())
+                remedy = "raise kv_bytes in [models.NAME]"
+                if wanted <= self.total:
+                    remedy = f"try again when they have ended, or {remedy}"
                 raise LimitError(
                     f"{positions:,} positions need {wanted:,} bytes of KV cache; of the {self.total:,} bytes "
-                    f"that it may take here, sessions that are answering hold {used:,}; try again when they "
-                    "have ended, or raise kv_bytes in [models.NAME]",
+                    f"that it may take here, sessions that are answering hold {used:,}; {remedy}",
                     needed=wanted,
                     budget=self.total,
                     held=used,
