@@ -5,17 +5,14 @@ Knows nothing of how a backend is looked at.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Final
 
 import click
 import msgspec
 
+from dgnctl.child import child_running
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, table
-from dgnctl.terminal import ending_signals
 from dgnd.control.api import BackendInfo
 from dgnd.errors import InternalError, NoDaemon, SocketDenied
 
@@ -44,22 +41,8 @@ def backends(ctx: click.Context, as_json: bool) -> None:
 
 def look() -> list[BackendInfo]:
     """The backends of this Python, found by a child, which is gone when this returns."""
-    command = [sys.executable, "-m", "dgnd.probe", str(os.getpid())]
-    with (
-        ending_signals(),
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-        ) as child,
-    ):
-        try:
-            raw, _ = child.communicate()
-        finally:
-            if child.poll() is None:
-                child.terminate()
-            try:
-                child.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
+    with child_running("dgnd.probe", patience_s=_PATIENCE_S) as child:
+        raw, _ = child.communicate()
     if child.returncode != 0:
         raise InternalError(f"the process that looks at backends ended with exit code {child.returncode}")
     return msgspec.json.decode(raw, type=list[BackendInfo])

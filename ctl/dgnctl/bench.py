@@ -6,20 +6,16 @@ nothing of how anything is measured.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import msgspec
 
+from dgnctl.child import child_running
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size
-from dgnctl.terminal import ending_signals
 from dgnd.control.api import ModelInfo
 from dgnd.control.bench import BenchLine, BenchRequest, BenchResult
 from dgnd.errors import NoDaemon, SocketDenied, WorkerDied, error_from
@@ -84,7 +80,8 @@ def run(request: BenchRequest, quiet: bool) -> BenchResult:
     """
     show = not quiet and sys.stderr.isatty()
     last = BenchLine()
-    with _child(request) as child:
+    asked = msgspec.json.encode(request).decode()
+    with child_running("dgnd.bench", asked, patience_s=_PATIENCE_S) as child:
         assert child.stdout is not None
         for raw in child.stdout:  # to its end, so that it ends by itself
             last = msgspec.json.decode(raw, type=BenchLine)
@@ -97,33 +94,6 @@ def run(request: BenchRequest, quiet: bool) -> BenchResult:
     if last.result is None:
         raise WorkerDied(f"the process that measures ended with exit code {child.returncode}")
     return last.result
-
-
-@contextmanager
-def _child(request: BenchRequest) -> Iterator[subprocess.Popen[bytes]]:
-    """The child; told to end, and waited for, whatever happens here."""
-    with ending_signals():
-        command = [
-            sys.executable,
-            "-m",
-            "dgnd.bench",
-            msgspec.json.encode(request).decode(),
-            str(os.getpid()),
-        ]
-        # In a session of its own a Ctrl-C doesn't reach it at an awkward moment of its start.
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True
-        ) as child:
-            try:
-                yield child
-            finally:
-                if child.poll() is None:
-                    child.terminate()
-                try:
-                    child.wait(_PATIENCE_S)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
 
 
 def describe(result: BenchResult) -> str:
