@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from dgn_backends.manifest import TOKENIZER_FILE, Manifest, compare
 from dgn_backends.manifest_cache import manifest_from_json
 from dgn_backends.weights import INDEX_FILE, SINGLE_FILE, ModelFiles, file_identity
 from dgnd.errors import ModelError
+from dgnd.signal_name import signal_name
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class Seal:
             result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
             if result.returncode >= 0:
                 break
-            name = signal.Signals(-result.returncode).name
+            name = signal_name(-result.returncode)
             log.warning("digests of %s: killed by %s; again in %.0f s", self._path, name, delay_s)
             await trio.sleep(
                 delay_s

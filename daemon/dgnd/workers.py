@@ -19,6 +19,7 @@ import trio
 from dgn_backends.registry import label_of
 from dgnd.errors import BackendError, BackendUnavailable, DgnError, ModelError, ProtocolError, error_from
 from dgnd.seal import Seal
+from dgnd.signal_name import signal_name
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -242,7 +243,7 @@ def _why(returncode: int, oom: bool, backend: str) -> str:
         return "killed by the kernel for lack of memory (OOM); give it fewer blocks"
     if returncode < 0:
         number = -returncode
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        name = signal_name(number)
         return f"{backend} crashed: {name}" if number in _CRASHES else f"killed by {name}"
     return f"{backend} ended the process, with exit code {returncode}"  # who else ends it has said why
 
