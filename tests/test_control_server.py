@@ -477,7 +477,7 @@ def test_requests_at_once_are_limited(daemon: EchoDaemon) -> None:
             raw.sock.sendall(line % identity)
         answer = raw.answer()
         assert answer["id"] == connection.MAX_REQUESTS
-        assert answer["error"]["data"]["kind"] == "limit"
+        assert answer["error"]["data"]["kind"] == "no_room_now"
     until(lambda: len(daemon.service.cut) == connection.MAX_REQUESTS)
 
 
@@ -487,7 +487,7 @@ def test_connections_are_limited_and_the_place_of_one_that_left_is_free(daemon: 
         for client in clients:
             assert "result" in client.ask(b'{"jsonrpc":"2.0","id":1,"method":"status"}')
         with Raw(daemon.path) as late:
-            assert late.answer()["error"]["data"]["kind"] == "limit"
+            assert late.answer()["error"]["data"]["kind"] == "no_room_now"
             assert late.file.readline() == b""
         clients.pop().__exit__()
         until(lambda: _served(daemon.path))

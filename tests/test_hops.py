@@ -302,7 +302,7 @@ def test_sessions_are_limited_for_each_origin() -> None:
     for number in range(3):
         node.opened(session=f"s{number}", hop=number)
     over = sign_ticket(a_ticket(session="s3", hop=3), ORIGIN)
-    only_failure(node.hears(ORIGIN, over), ORIGIN, "limit", "3 sessions", "of 3 at most")
+    only_failure(node.hears(ORIGIN, over), ORIGIN, "no_room_now", "3 sessions", "of 3 at most")
     assert len(node.server.hops) == 3
     node.opened(OTHER, session="s0")
     own = {"previous": ME.peer_id, "next": ME.peer_id, "next_hop": None, "span": "3,head"}

@@ -460,7 +460,7 @@ def test_a_listed_peer_gets_its_share_of_sessions_and_the_owner_keeps_theirs(clu
                 failure = await mallory.failure(
                     sign_ticket(mallory.ticket(session=f"more{number}"), mallory.identity)
                 )
-                assert failure.kind == "limit"
+                assert failure.kind == "no_room_now"
                 assert f"{MAX_SESSIONS} sessions" in failure.message
                 assert f"of {MAX_SESSIONS} at most" in failure.message
             for key in keys:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgn_backends.errors import LimitError
+from dgn_backends.errors import LimitError, NoRoomNow
 from dgnd.worker.kv_budget import PAGE_POSITIONS, KVBudget
 
 
@@ -28,8 +28,10 @@ def test_growth_within_a_page_is_never_refused() -> None:
     budget = KVBudget[int](PAGE_POSITIONS * 10)
     for positions in range(1, PAGE_POSITIONS + 1):
         budget.reserve(1, positions, 10, 4096)
-    with pytest.raises(LimitError, match=r"257 .* 5,120 bytes .* 2,560 bytes .* hold 0; raise kv_bytes"):
+    with pytest.raises(LimitError, match=r"257 .* 5,120 bytes .* 2,560 bytes here; raise kv_bytes") as no:
         budget.reserve(1, PAGE_POSITIONS + 1, 10, 4096)
+    assert not no.value.retryable
+    assert "again" not in no.value.message
     budget.reserve(1, PAGE_POSITIONS, 10, 4096)
 
 
@@ -44,10 +46,21 @@ def test_the_one_idle_for_longest_gives_way_and_only_as_many_as_needed() -> None
     assert budget.reserve("e", 1, 1, 4096) == ["c"]
     budget.idle("b")
     assert budget.reserve("d", PAGE_POSITIONS + 1, 1, 4096) == ["a"]
-    with pytest.raises(LimitError, match=r"769 positions .* answering hold 512; try again"):
+    with pytest.raises(NoRoomNow, match=r"769 positions .* answering hold 512; try again") as no:
         budget.reserve("e", 3 * PAGE_POSITIONS + 1, 1, 4096)  # also without "b", d's two pages are in the way
+    assert no.value.retryable
     assert budget.held == budget.total  # and "b" has kept its own
     assert budget.reserve("b", 5, 1, 4096) == []
+
+
+@given(st.integers(0, 10_000), st.integers(0, 9), st.integers(1, 1000))
+def test_the_most_positions_are_those_that_a_sequence_alone_gets(total: int, size: int, most: int) -> None:
+    fitting = KVBudget[int](total).most_positions(size, most)
+    assert 0 <= fitting <= most
+    KVBudget[int](total).reserve(1, fitting, size, most)
+    if fitting < most:
+        with pytest.raises(LimitError):
+            KVBudget[int](total).reserve(1, fitting + 1, size, most)
 
 
 Asked = tuple[int, int | None]  # a sequence, and what it reserves; None: it becomes idle

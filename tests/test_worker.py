@@ -233,7 +233,12 @@ def test_what_does_not_fit_the_budget_is_refused_and_leaves_the_others_alone(
     held = part.kv_bytes()
     refused = one(part, step(second, PROMPT))
     failure(
-        refused, "limit", second, f"need {room:,} bytes", f"of the {room * 3 // 2:,} bytes", f"hold {room:,}"
+        refused,
+        "no_room_now",
+        second,
+        f"need {room:,} bytes",
+        f"of the {room * 3 // 2:,} bytes",
+        f"hold {room:,}",
     )
     assert part.kv_bytes() == held  # before anything was computed
     for start in range(len(PROMPT) + 2, len(PROMPT) + 5):
@@ -267,7 +272,7 @@ def test_idle_hops_give_way_and_say_so_when_they_are_used_again(
     answers = part.run([step(late, PROMPT), step(busy, [expected[3]], position + 1)])
     assert isinstance(answers[-1].message, TokenFrame)
     (refused,) = (answer.message for answer in answers if isinstance(answer.message, Failure))
-    failure(refused, "limit", late, "sessions that are answering hold")
+    failure(refused, "no_room_now", late, "sessions that are answering hold")
 
 
 def test_a_batch_gives_what_each_gives_alone(whole: SpanWorker, keys: Iterator[HopKey]) -> None:

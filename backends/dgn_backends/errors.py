@@ -6,6 +6,7 @@
     │   ├── BackendUnavailable
     │   └── NonFiniteOutput
     └── LimitError            what was asked does not fit; the message has both numbers
+        └── NoRoomNow         it would, if others did not hold the room now
 
 The rest of the tree, in the daemon's own words, is in `dgnd.errors`. Knows nothing of transports.
 """
@@ -67,3 +68,11 @@ class LimitError(DgnError):
     kind = "limit"
     code = -32012
     exit_code = 6
+
+
+class NoRoomNow(LimitError):
+    """What was asked fits, but others hold the room now; it comes back when they end."""
+
+    kind = "no_room_now"
+    code = -32015
+    retryable = True

@@ -73,7 +73,8 @@ class _Shown:
 
 def _explain(params: GenerateParams, result: GenerateResult) -> None:
     if result.finish_reason == "length" and params.max_tokens is None:
-        click.echo("dgnctl: the answer ends here because the context is full", err=True)
+        text = "the answer ends here because the context is full, or a node's KV cache (kv_bytes)"
+        click.echo(f"dgnctl: {text}", err=True)
     if not result.exact:
         text = "not all of the route computes alike (quant, dtype), or a part was replaced on the way"
         click.echo(f"dgnctl: {text}; one node alone may answer otherwise", err=True)

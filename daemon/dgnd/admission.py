@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from dgn_backends.span import Span, SpanSyntaxError, parse_spans
-from dgnd.errors import LimitError, NotReady, ProtocolError, TicketRefused
+from dgnd.errors import LimitError, NoRoomNow, NotReady, ProtocolError, TicketRefused
 from dgnd.wire.limits import check_fields
 from dgnd.wire.messages import Frame, HopKey, OpenHop, Ticket
 from dgnd.wire.ticket import TicketBook
@@ -45,7 +45,8 @@ class Admission:
     def check(self, sender: str, message: OpenHop, open_hops: Iterable[HopKey]) -> tuple[Ticket, Span]:
         """The ticket and its span, if the hop may be opened beside `open_hops`.
 
-        Raises TicketRefused, NotReady for blocks that are not loaded (now), LimitError with both numbers.
+        Raises TicketRefused, NotReady for blocks that are not loaded (now), LimitError or NoRoomNow with both
+        numbers.
         """
         host = self._host
         ticket = self._tickets.admit(message, sender, host.is_allowed, host.now())
@@ -66,7 +67,7 @@ class Admission:
             )
         others = {key.session for key in open_hops if key.origin == origin} - {session}
         if len(others) >= self._max_sessions:
-            raise LimitError(
+            raise NoRoomNow(
                 f"{len(others)} sessions of this origin are open here, of {self._max_sessions} at most"
             )
 

@@ -15,7 +15,7 @@ import trio
 
 from dgnd.control import api
 from dgnd.driver import SessionDriver
-from dgnd.errors import BadRequest, LimitError, NotFound
+from dgnd.errors import BadRequest, NoRoomNow, NotFound
 from dgnd.models import LocalModel
 
 #: Named sessions whose token ids are remembered; some kilobytes each.
@@ -122,13 +122,13 @@ class ConversationBook:
     def make_room(self, max_sessions: int) -> None:
         """Before a new session: frees the KV of the one idle for longest, which comes back by replay.
 
-        Raises LimitError when all are answering. Token ids are forgotten only beyond MAX_NAMED sessions.
+        Raises NoRoomNow when all are answering. Token ids are forgotten only beyond MAX_NAMED sessions.
         """
         idle = sorted((item.last_used, name) for name, item in self._by_name.items() if not item.busy)
         holding = [name for _, name in idle if self._by_name[name].driver.session.route]
         busy = len(self._by_name) - len(idle)
         if busy >= max_sessions:
-            raise LimitError(f"{busy} sessions are answering, of {max_sessions} at most; ask again later")
+            raise NoRoomNow(f"{busy} sessions are answering, of {max_sessions} at most; ask again later")
         if holding and busy + len(holding) >= max_sessions:
             self._by_name[holding[0]].driver.close()
         if idle and len(self._by_name) >= MAX_NAMED:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import trio
 
-from dgnd.errors import DgnError, PeerError, PeerGone, ProtocolError, StaleState, error_from
+from dgnd.errors import DgnError, LimitError, PeerError, PeerGone, ProtocolError, StaleState, error_from
 from dgnd.identity import Identity
 from dgnd.routing import Edge, Hop
 from dgnd.session import OriginSession, RouteHop
@@ -73,6 +73,7 @@ class SessionDriver:
         self.broken: DgnError | None = None  #: why the hops can't be used any more
         self._host = host
         self._lease_s = lease_s
+        self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
         self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
 
     # --- news from the hops
@@ -185,6 +186,7 @@ class SessionDriver:
         """Waits until every hop said so; returns the smallest of their credits."""
         waiting = {hop.hop: hop for hop in self.session.route}
         credits = []
+        rooms = []
         with trio.move_on_after(OPEN_TIMEOUT_S):
             while waiting:
                 message = (await self._next()).message
@@ -192,10 +194,29 @@ class SessionDriver:
                     if message.credits < 1:
                         raise PeerError(f"{self._place(hop)} opened the session without room for a step")
                     credits.append(message.credits)
+                    if message.kv_positions is not None:
+                        rooms.append((message.kv_positions, message.kv_budget, self._place(hop)))
+        self._kv_room = min(rooms, default=None)
         if waiting:
             silent = ", ".join(self._place(hop) for hop in waiting.values())
             raise PeerError(f"no answer from {silent} for {OPEN_TIMEOUT_S:.0f} s when opening the session")
         return min(credits)
+
+    def room_for(self, prompt: int) -> int | None:
+        """How many tokens may follow a prompt of so many positions on the hops that are open; None where no
+        hop knows a bound. Raises LimitError where its KV can never fit, before anything is computed."""
+        if self._kv_room is None:
+            return None
+        fitting, budget, where = self._kv_room
+        if prompt > fitting:
+            raise LimitError(
+                f"the prompt has {prompt:,} tokens; the KV cache of {where} holds {fitting:,} in its "
+                f"{budget:,} bytes; shorten the prompt, or raise kv_bytes in [models.NAME] there",
+                prompt_tokens=prompt,
+                positions=fitting,
+                budget=budget,
+            )
+        return fitting - prompt + 1  # the last token is never sent through the model
 
     def close(self) -> None:
         """Frees the hops, wherever they are; those that are gone don't mind."""

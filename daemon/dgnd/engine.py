@@ -155,6 +155,7 @@ class Engine:
         async def work() -> None:
             if limit > 0:
                 await self.navigator.ensure(driver, model, params.wait)
+                answer.end_within(driver.room_for(len(prompt)))
                 answer.exactness.through(self.navigator.line(driver, model), begun=False)
                 clocks.prefill = trio.current_time()
                 await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)

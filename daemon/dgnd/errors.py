@@ -1,7 +1,7 @@
 """Every error that dgnd, dgnctl and peers may see, with its kind, JSON-RPC code, exit code and retry advice.
 
     DgnError (dgn_backends.errors)
-    ├── ModelError, BackendError, LimitError      see there
+    ├── ModelError, BackendError, LimitError and theirs      see there
     ├── ConfigError           the configuration; message begins with file:line:column
     ├── BadRequest            what the caller sent can't be done as it stands
     │   ├── ContextExceeded   a prompt longer than the context
@@ -37,6 +37,7 @@ from dgn_backends.errors import (
     LimitError,
     ModelError,
     NonFiniteOutput,
+    NoRoomNow,
 )
 
 
@@ -304,8 +305,8 @@ __all__ = [
     "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled",
     "ConfigError", "ContextExceeded", "DataValue", "DgnError", "IdentityMismatch", "InternalError",
     "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound", "ModelError",
-    "NoDaemon", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "ParseError", "PeerError", "PeerGone",
-    "PeerRefused", "PositionGap", "ProtocolError", "RpcError", "ShuttingDown", "SocketDenied", "StalePrefix",
-    "StaleSocket", "StaleState", "TicketRefused", "UnknownMessage", "WorkerDied", "all_errors", "error_from",
-    "one_line",
+    "NoDaemon", "NoRoomNow", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "ParseError", "PeerError",
+    "PeerGone", "PeerRefused", "PositionGap", "ProtocolError", "RpcError", "ShuttingDown", "SocketDenied",
+    "StalePrefix", "StaleSocket", "StaleState", "TicketRefused", "UnknownMessage", "WorkerDied", "all_errors",
+    "error_from", "one_line",
 ]  # fmt: skip

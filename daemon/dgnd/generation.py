@@ -89,6 +89,11 @@ class Answer:
         """Whether no more tokens are wanted."""
         return self.finish_reason is not None or len(self.token_ids) >= self._limit
 
+    def end_within(self, tokens: int | None) -> None:
+        """It has no more than `tokens`, as if the request had said so."""
+        if tokens is not None:
+            self._limit = min(self._limit, tokens)
+
     def push(self, token: int) -> str:
         """Takes the next token; returns the text that may be shown now."""
         self.token_ids.append(token)

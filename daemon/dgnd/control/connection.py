@@ -24,8 +24,8 @@ from dgnd.errors import (
     DgnError,
     InternalError,
     InvalidRequest,
-    LimitError,
     MethodNotFound,
+    NoRoomNow,
     ShuttingDown,
 )
 
@@ -219,7 +219,7 @@ class Connection:
         if identity in self._running:
             raise InvalidRequest(f"the id {identity!r} is in use by a request that is still running")
         if len(self._running) >= MAX_REQUESTS:
-            raise LimitError(f"{MAX_REQUESTS} requests are running on this connection; wait for one to end")
+            raise NoRoomNow(f"{MAX_REQUESTS} requests are running on this connection; wait for one to end")
         params = jsonrpc.read_params(raw, api.METHODS[method][0])
         if isinstance(params, api.SessionTieParams):
             check_session(params.session)

@@ -17,7 +17,7 @@ from dgnd.control.connection import Connection
 from dgnd.control.listener import control_socket
 from dgnd.control.service import ControlService
 from dgnd.control.ties import Ties
-from dgnd.errors import LimitError
+from dgnd.errors import NoRoomNow
 
 log = logging.getLogger("dgnd.control")
 
@@ -58,7 +58,7 @@ async def serve_control(
                 if clients >= MAX_CONNECTIONS:
                     log.warning("refused a client of the control socket: %d are connected", clients)
                     reason = f"{MAX_CONNECTIONS} clients are connected to dgnd; close one"
-                    nursery.start_soon(connection.turn_away, LimitError(reason))
+                    nursery.start_soon(connection.turn_away, NoRoomNow(reason))
                     continue
                 clients += 1
                 nursery.start_soon(serve, connection)

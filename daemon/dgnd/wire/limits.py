@@ -54,7 +54,7 @@ LARGE_HEADERS = frozenset({"hello", "offers", "manifest"})
 LONG_TEXTS = frozenset({"message", "reason", "path", "span", "spans"})
 POSITIONS = frozenset(
     {"start", "count", "stop", "position", "length", "truncate_to", "deliver_from", "answer_start",
-     "max_positions", "max_chunk", "token_id", "n_blocks", "credits"}
+     "max_positions", "kv_positions", "max_chunk", "token_id", "n_blocks", "credits"}
 )  # fmt: skip
 U64_FIELDS = frozenset({"digest_start", "digest_end", "nonce", "seed"})
 U64_MAX = (1 << 64) - 1

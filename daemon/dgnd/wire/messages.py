@@ -128,11 +128,15 @@ class OpenHop(Message, tag="open", frozen=True):
 
 
 class HopOpened(Message, tag="opened", frozen=True):
-    """The hop exists; `credits` chunks may be under way in it."""
+    """The hop exists; `credits` chunks may be under way in it. `kv_positions`: how many of the ticket's
+    positions its node's budget of KV, `kv_budget` bytes, can ever hold; None for all.
+    """
 
     key: HopKey
     credits: int
     length: int = 0
+    kv_positions: int | None = None
+    kv_budget: int = 0
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

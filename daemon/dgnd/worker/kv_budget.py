@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-from dgn_backends.errors import LimitError
+from dgn_backends.errors import DataValue, LimitError, NoRoomNow
 
 #: Memory is counted in pages of as many positions, about what backends take at once.
 PAGE_POSITIONS = 256
@@ -32,6 +32,11 @@ class KVBudget(Generic[Key]):
         """Bytes that are spoken for now."""
         return sum(self._held.values())
 
+    def most_positions(self, bytes_per_position: int, most: int) -> int:
+        """Positions, of `most`, that one sequence gets where no other is busy."""
+        fitting = self.total // bytes_per_position if self.total and bytes_per_position else most
+        return most if fitting >= most else fitting - fitting % PAGE_POSITIONS
+
     def idle(self, sequence: Key) -> None:
         """The sequence's answer has ended; nobody waits for it."""
         if sequence in self._held:
@@ -45,7 +50,8 @@ class KVBudget(Generic[Key]):
         """Makes the sequence's share that of `positions`, more or fewer than before; it never grows beyond
         `most` positions. Returns the idle sequences that had to give way and hold nothing any more.
 
-        Raises LimitError, and changes nothing, where the busy ones leave too little of the budget."""
+        Raises LimitError, and changes nothing, for more than the whole budget; NoRoomNow where the busy ones
+        leave too little of it."""
         self.busy(sequence)
         pages = -(-positions // PAGE_POSITIONS)
         wanted = min(pages * PAGE_POSITIONS, max(most, positions)) * bytes_per_position
@@ -56,15 +62,17 @@ class KVBudget(Generic[Key]):
             idle = {key: self._held[key] for key in self._idle if self._held[key]}
             if wanted > room + sum(idle.values()):
                 used = self.total - room - sum(idle.values())
-                remedy = "raise kv_bytes in [models.NAME]"
-                if wanted <= self.total:
-                    remedy = f"try again when they have ended, or {remedy}"
-                raise LimitError(
-                    f"{positions:,} positions need {wanted:,} bytes of KV cache; of the {self.total:,} bytes "
-                    f"that it may take here, sessions that are answering hold {used:,}; {remedy}",
-                    needed=wanted,
-                    budget=self.total,
-                    held=used,
+                need = f"{positions:,} positions need {wanted:,} bytes of KV cache"
+                numbers: dict[str, DataValue] = {"needed": wanted, "budget": self.total, "held": used}
+                if wanted > self.total:
+                    raise LimitError(
+                        f"{need}; it may take {self.total:,} bytes here; raise kv_bytes in [models.NAME]",
+                        **numbers,
+                    )
+                raise NoRoomNow(
+                    f"{need}; of the {self.total:,} bytes that it may take here, sessions that are answering "
+                    f"hold {used:,}; try again when they have ended, or raise kv_bytes in [models.NAME]",
+                    **numbers,
                 )
             for key, size in idle.items():
                 if wanted <= room:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dgn_backends.api import Progress, SpanRunner, Step, StepOutput
@@ -41,21 +41,10 @@ from dgnd.wire.messages import (
 from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
 from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
 from dgnd.worker.plugin import Plugin, checked, is_finite
+from dgnd.worker.sequence import WorkerSequence
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """One hop's state in this worker."""
-
-    runner: SpanRunner
-    number: int
-    span: Span
-    max_positions: int
-    history: list[int] = field(default_factory=list)
-    answer_start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +52,7 @@ class _Work:
     """What one hop has in a batch: frames that follow each other, as one step."""
 
     frames: tuple[Frame, ...]
-    sequence: _Sequence
+    sequence: WorkerSequence
     step: Step
 
 
@@ -75,7 +64,7 @@ class SpanWorker:
         self.plugin = Plugin(request.backend)
         self.runners = self.plugin.load(request, self.config, progress)
         self.budget: KVBudget[HopKey] = KVBudget(request.kv_bytes or int(available_bytes() * AUTOMATIC_SHARE))
-        self._sequences: dict[HopKey, _Sequence] = {}
+        self._sequences: dict[HopKey, WorkerSequence] = {}
         self._gave_way: set[HopKey] = set()  # hops without KV until they are closed
         self._numbers = itertools.count()
 
@@ -146,8 +135,15 @@ class SpanWorker:
         number = next(self._numbers)
         with self.plugin.call():
             runner.open(number, span, message.max_positions)
-        self._sequences[message.key] = _Sequence(runner, number, span, message.max_positions)
-        return Frame(HopOpened(key=message.key, credits=CREDITS))
+        sequence = WorkerSequence(runner, number, span, message.max_positions)
+        self._sequences[message.key] = sequence
+        fitting = self.budget.most_positions(sequence.kv_bytes_per_position, message.max_positions)
+        opened = HopOpened(key=message.key, credits=CREDITS)
+        if fitting < message.max_positions:
+            opened = HopOpened(
+                key=message.key, credits=CREDITS, kv_positions=fitting, kv_budget=self.budget.total
+            )
+        return Frame(opened)
 
     def _history(self, message: History, payload: Tensor | None) -> list[Frame]:
         sequence = self._sequences.get(message.key)
@@ -212,12 +208,10 @@ class SpanWorker:
         rows = (inputs.shape[0] - 1,) if last.sample is not None and sequence.span.head else ()
         return _Work(frames, sequence, Step(sequence.number, first.start, inputs, rows))
 
-    def _reserve(self, key: HopKey, sequence: _Sequence, positions: int) -> None:
+    def _reserve(self, key: HopKey, sequence: WorkerSequence, positions: int) -> None:
         """Memory for `positions` of the sequence, within the budget: idle ones give way, and come back by
         replay. Raises LimitError."""
-        runner, span = sequence.runner, sequence.span
-        blocks = max(runner.span.stop - runner.span.start, 1)
-        per_position = runner.kv_bytes_per_position * (span.stop - span.start) // blocks
+        per_position = sequence.kv_bytes_per_position
         for idle in self.budget.reserve(key, positions, per_position, sequence.max_positions):
             self._gave_way.add(idle)
             self._free(idle)
@@ -260,7 +254,7 @@ class SpanWorker:
         parts = cut(hidden, work.frames)
         return [Frame(frame.message, part) for frame, part in zip(work.frames, parts, strict=True)]
 
-    def _head_answer(self, message: StepFrame, sequence: _Sequence, output: StepOutput) -> Frame:
+    def _head_answer(self, message: StepFrame, sequence: WorkerSequence, output: StepOutput) -> Frame:
         """A token where one was asked for, else the credit for the next step."""
         if message.sample is None:
             return Frame(
