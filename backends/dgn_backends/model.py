@@ -88,6 +88,16 @@ class ModelConfig:
         return self.blocks[0]
 
     @property
+    def unit_weights(self) -> tuple[float, ...]:
+        """What a decode step takes in each unit, [n_blocks + 2], where a block is 1: as the weights that it
+        reads, since reading them is most of it. Of the embedding that is one row."""
+        block = self.block
+        attention = block.hidden_size * block.head_dim * 2 * (block.n_heads + block.n_kv_heads)
+        size = attention + 3 * block.hidden_size * block.intermediate_size
+        head = self.vocab_size * block.hidden_size / size
+        return (block.hidden_size / size, *(1.0 for _ in self.blocks), head)
+
+    @property
     def kv_bytes_per_position(self) -> int:
         """Of one block, for two-byte items; multiply by 2 for f32."""
         return 2 * self.block.n_kv_heads * self.block.head_dim * 2

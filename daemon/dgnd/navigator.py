@@ -5,6 +5,7 @@ Words why there is none. Knows nothing of token ids or text.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import trio
@@ -15,7 +16,7 @@ from dgnd.exactness import Way
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
-from dgnd.routing import Hop, edges, find_route
+from dgnd.routing import Asked, Hop, edges, find_route
 
 _POLL_S = 0.05
 
@@ -46,7 +47,7 @@ class Navigator:
 
     async def open(self, driver: SessionDriver, model: LocalModel) -> None:
         """Opens the best route now; raises as `find` does, and what a hop refuses."""
-        route = self.find(model)
+        route = self.find(model, driver.session.id)
         manifest = model.manifest
         assert manifest is not None  # `find` made sure
         identity = ModelIdentity(
@@ -57,15 +58,25 @@ class Navigator:
         )
         await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
 
-    def find(self, model: LocalModel) -> tuple[Hop, ...]:
-        """The best route now. Raises ModelError, BackendUnavailable, NotReady, BlocksMissing or
-        ManifestMismatch."""
+    def asked(self, model: LocalModel, session: str = "", positions: int = 0) -> Asked:
+        """What a route for a session of so many positions is searched for, with what is known of links
+        now."""
+        config = model.config
+        return Asked(
+            model.name, config.n_blocks, self.offers.links(), session, positions, config.unit_weights
+        )
+
+    def find(
+        self, model: LocalModel, session: str = "", positions: int = 0, avoid: Collection[str] = ()
+    ) -> tuple[Hop, ...]:
+        """The best route now for a session of so many positions, without the peers in `avoid`. Raises
+        ModelError, BackendUnavailable, NotReady, BlocksMissing or ManifestMismatch."""
         if model.problem:
             raise ModelError(model.problem)
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(model.name, self.offers.offers(model), model.config.n_blocks, self.offers.me)
+            route = find_route(self.asked(model, session, positions), self.offers.offers(model), avoid)
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker

@@ -13,6 +13,7 @@ import msgspec
 from dgn_backends.manifest import Manifest as TensorManifest
 from dgn_backends.span import Span, SpanSyntaxError, format_units, parse_spans
 from dgnd.exactness import Way
+from dgnd.links import Links
 from dgnd.models import LocalModel
 from dgnd.routing import Offer, missing_units
 from dgnd.trust import ManifestBook
@@ -140,6 +141,10 @@ class OfferBook:
         """What nobody reachable serves, in the config's notation; empty when a route exists."""
         n_blocks = model.config.n_blocks
         return format_units(missing_units(self.offers(model), n_blocks), n_blocks)
+
+    def links(self) -> Links:
+        """What is known of the links between nodes now."""
+        return Links(self.me, live=self.live())
 
     def live(self) -> dict[str, tuple[str, ...]]:
         """For each connected peer, whom it says to be connected with."""

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgn_backends.api import Progress, SpanRunner, Step, StepOutput
+from dgn_backends.api import Progress, Step, StepOutput
 from dgn_backends.errors import BackendError, DgnError, NonFiniteOutput
 from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
-from dgn_backends.span import Span, parse_spans
+from dgn_backends.span import parse_spans
 from dgn_backends.tensor import Tensor
 from dgnd.errors import StaleState
 from dgnd.sampling import pick
