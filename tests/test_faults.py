@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("pair"), model) as cluster:
-        cluster.full_mesh([Row("a", "embed,0-1"), Row("b", "2-3,head")])
+        # Nothing is waited for: what goes on after a failure is tested in test_failover.
+        cluster.full_mesh([Row("a", "embed,0-1"), Row("b", "2-3,head")], more="[sessions]\nrecover_s = 0")
         yield cluster
 
 

@@ -14,8 +14,10 @@ import pytest
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import Tensor
 from dgnd.admission import HopHost
+from dgnd.errors import JournalGone
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
+from dgnd.journal import ENTRY_BYTES, JournalBook
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.digest import PrefixDigests
 from dgnd.wire.messages import (
@@ -31,6 +33,7 @@ from dgnd.wire.messages import (
     HopOpened,
     OpenHop,
     OpenSequence,
+    Replay,
     Sampling,
     StepFrame,
     Ticket,
@@ -73,7 +76,7 @@ class Node:
             n_blocks=lambda model: N_BLOCKS,
             context=lambda model: CONTEXT,
         )
-        self.server = HopServer(host, TicketBook(ME.peer_id), self.max_sessions)
+        self.server = HopServer(host, TicketBook(ME.peer_id), self.max_sessions, 1 << 20)
 
     def _post(self, peer: str, frame: Frame) -> None:
         encode_bytes(frame)  # whatever is said can be sent
@@ -105,8 +108,8 @@ class Node:
         """Opens a hop; its key."""
         ticket = a_ticket(identity, **fields)
         assert self.hears(identity, sign_ticket(ticket, identity)) == []
-        opened = HopOpened(key=ticket.key, credits=credits)
-        assert self.computed(opened) == [(identity.peer_id, opened)]
+        told = HopOpened(key=ticket.key, credits=credits, route=ticket.route)
+        assert self.computed(HopOpened(key=ticket.key, credits=credits)) == [(identity.peer_id, told)]
         self.work.clear()
         return ticket.key
 
@@ -171,7 +174,8 @@ def test_a_good_ticket_opens_a_hop_once_the_worker_has() -> None:
     assert not node.server.hops[KEY].opened
     step = a_step(KEY)
     only_failure(node.hears(BEFORE, step, hidden(2)), BEFORE, "protocol", "credits")  # too early
-    assert node.computed(HopOpened(key=KEY, credits=4)) == [(ORIGIN.peer_id, HopOpened(key=KEY, credits=4))]
+    told = HopOpened(key=KEY, credits=4, route=1)
+    assert node.computed(HopOpened(key=KEY, credits=4)) == [(ORIGIN.peer_id, told)]
     assert node.hears(BEFORE, step, hidden(2)) == []
     assert node.work[-1].message == step
 
@@ -634,3 +638,163 @@ def test_a_node_that_stops_closes_everything_and_says_so() -> None:
     news = node._news(lambda: node.server.close_all("the node is stopping"))
     assert news == [(ORIGIN.peer_id, CloseHop(key=KEY, reason="the node is stopping"))]
     assert node.server.hops == {}
+
+
+# --- another route: hops that stay, journals, catching up
+
+
+def rerouted(node: Node, route: int = 2, **fields: Any) -> list[tuple[str, Any]]:
+    """A later ticket for the open hop; what is posted at once."""
+    return node.hears(ORIGIN, sign_ticket(a_ticket(route=route, **fields), ORIGIN))
+
+
+def with_results(node: Node, count: int = 3) -> None:
+    """The hop has computed `count` steps of two positions."""
+    for start in range(0, 2 * count, 2):
+        step = a_step(KEY, start)
+        node.hears(BEFORE, step, hidden(2))
+        node.computed(step, hidden(2))
+    node.work.clear()
+
+
+def test_a_hop_that_stays_says_how_far_it_is_once_nothing_is_under_way() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 2)
+    waiting = a_step(KEY, 4)
+    node.hears(BEFORE, waiting, hidden(2))
+    assert rerouted(node, next=OTHER.peer_id, next_hop=11) == []
+    assert node.work[-1].message == Cancel(key=KEY, branch=0)
+    # What the worker had begun is journalled and goes nowhere; then its length comes.
+    assert node.computed(waiting, hidden(2)) == []
+    told = node.computed(HopLength(key=KEY, branch=0, length=6))
+    assert told == [(ORIGIN.peer_id, HopOpened(key=KEY, credits=4, length=6, route=2))]
+    # Frames of the route before are late, those of the new one go to the new neighbour.
+    assert node.hears(BEFORE, a_step(KEY, 6), hidden(2)) == []
+    step = a_step(KEY, 6, branch=1, route=2, truncate_to=6)
+    assert node.hears(BEFORE, step, hidden(2)) == []
+    ((peer, onward),) = node.computed(step, hidden(2))
+    assert (peer, onward.key.hop, onward.route) == (OTHER.peer_id, 11, 2)
+
+
+def test_a_hop_that_stays_drops_what_the_worker_did_not_do() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 1)
+    node.hears(BEFORE, a_step(KEY, 2), hidden(2))
+    rerouted(node)
+    ((_, told),) = node.computed(HopLength(key=KEY, branch=0, length=2))
+    assert told.length == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"route": 1}, "the ticket is of route 1, the hop of 1"),
+        ({"route": 2, "span": "1"}, "is open for 1-2 of m"),
+        ({"route": 2, "max_positions": 10}, "is open for 1-2 of m"),
+    ],
+)
+def test_a_later_ticket_is_of_a_later_route_and_the_same_blocks(fields: dict[str, Any], words: str) -> None:
+    node = Node()
+    node.opened()
+    news = node.hears(ORIGIN, sign_ticket(a_ticket(**fields), ORIGIN))
+    only_failure(news, ORIGIN, "ticket_refused", words)
+    assert node.work == []
+
+
+def test_a_replay_sends_the_journal_to_the_next_hop_in_one_piece() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    rerouted(node, next=OTHER.peer_id, next_hop=11)
+    node.computed(HopLength(key=KEY, branch=0, length=6))
+    replay = Replay(key=KEY, branch=0, route=2, start=2, stop=6)
+    ((peer, step),) = node.hears(ORIGIN, replay)
+    assert (peer, step.key.hop, step.start, step.count, step.sample) == (OTHER.peer_id, 11, 2, 4, None)
+    assert (step.digest_start, step.digest_end) == (DIGESTS.at(2), DIGESTS.at(6))
+    _, frame = node.posted[-1]
+    assert frame.payload is not None
+    both = np.concatenate([hidden(2).to_f32()] * 2)
+    np.testing.assert_array_equal(frame.payload.to_f32(), both)
+
+
+def test_a_replay_of_an_earlier_route_is_late_and_one_of_what_is_gone_says_so() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    assert node.hears(ORIGIN, Replay(key=KEY, branch=0, route=0, start=2, stop=6)) == []
+    news = node.hears(ORIGIN, Replay(key=KEY, branch=0, route=1, start=2, stop=8))
+    only_failure(news, ORIGIN, "journal_gone", "positions 2 to 7 are no longer kept; there are 0 to 5")
+    only_failure(
+        node.hears(ORIGIN, Replay(key=HopKey(ORIGIN.peer_id, "s", 99), branch=0, route=1, start=0, stop=2)),
+        ORIGIN,
+        "stale_state",
+        "there is no hop 99",
+    )
+    only_failure(
+        node.hears(BEFORE, Replay(key=KEY, branch=0, route=1, start=0, stop=2)), BEFORE, "ticket_refused"
+    )
+
+
+def test_what_is_rolled_back_is_no_longer_in_the_journal() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    step = a_step(KEY, 2, branch=1, truncate_to=2)
+    node.hears(BEFORE, step, hidden(2))
+    news = node.hears(ORIGIN, Replay(key=KEY, branch=1, route=1, start=2, stop=4))
+    only_failure(news, ORIGIN, "journal_gone", "there are 0 to 1")
+    node.computed(step, hidden(2))
+    assert len(node.hears(ORIGIN, Replay(key=KEY, branch=1, route=1, start=0, stop=4))) == 1
+    # A result of the branch before, which the worker had under way, is no longer kept.
+    node.computed(a_step(KEY, 4), hidden(2))
+    only_failure(
+        node.hears(ORIGIN, Replay(key=KEY, branch=1, route=1, start=4, stop=6)), ORIGIN, "journal_gone"
+    )
+
+
+def test_a_hop_that_catches_up_keeps_results_to_itself_until_the_next_branch() -> None:
+    node = Node()
+    node.opened(catch_up=True)
+    step = a_step(KEY, 0)
+    node.hears(BEFORE, step, hidden(2))
+    credit = Credit(key=KEY, branch=0, route=1, stop=2)
+    assert node.computed(step, hidden(2)) == [(ORIGIN.peer_id, credit)]
+    live = a_step(KEY, 2, branch=1, truncate_to=2)
+    node.hears(BEFORE, live, hidden(2))
+    ((peer, _),) = node.computed(live, hidden(2))
+    assert peer == AFTER.peer_id
+    assert len(node.hears(ORIGIN, Replay(key=KEY, branch=1, route=1, start=0, stop=4))) == 1
+
+
+def test_journals_stay_within_their_bytes_and_end_with_their_hops() -> None:
+    book = JournalBook(max_bytes=3 * (2 * HIDDEN * 4 + ENTRY_BYTES))
+    other = HopKey(ORIGIN.peer_id, "t", 9)
+    for start in (0, 2):
+        book.keep(KEY, a_step(KEY, start), hidden(2))
+    book.keep(other, a_step(other, 0), hidden(2))
+    assert book.bytes == book.max_bytes
+    book.read(KEY, 0, 4)  # now the other one is the longest unused
+    book.keep(KEY, a_step(KEY, 4), hidden(2))
+    assert book.bytes == book.max_bytes
+    with pytest.raises(JournalGone):
+        book.read(other, 0, 2)
+    book.keep(KEY, a_step(KEY, 6), hidden(2))  # it alone is too much: what it had goes
+    with pytest.raises(JournalGone, match="there are 8 to 7"):
+        book.read(KEY, 0, 2)
+    book.keep(KEY, a_step(KEY, 8), hidden(2))
+    assert book.read(KEY, 8, 10).digest_end == DIGESTS.at(10)
+    book.truncate(KEY, 8)
+    book.drop(KEY)
+    book.drop(other)
+    assert (book.bytes, len(book)) == (0, 0)
+
+
+def test_a_closed_hop_leaves_no_journal() -> None:
+    node = Node()
+    node.opened()
+    with_results(node)
+    assert node.server.journals.bytes > 0
+    node.hears(ORIGIN, CloseHop(key=KEY))
+    assert (node.server.journals.bytes, len(node.server.journals)) == (0, 0)

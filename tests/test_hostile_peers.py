@@ -349,13 +349,16 @@ class Friend:
             ticket = msgspec.msgpack.decode(message.ticket, type=Ticket)
             self.keys.append(ticket.key)
             self._work(
-                Frame(OpenSequence(key=ticket.key, span=ticket.span, max_positions=ticket.max_positions))
+                Frame(OpenSequence(key=ticket.key, span=ticket.span, max_positions=ticket.max_positions)),
+                ticket.route,
             )
         elif isinstance(message, StepFrame | CloseHop | Cancel):
             self._work(frame)
 
-    def _work(self, frame: Frame) -> None:
+    def _work(self, frame: Frame, route: int = 0) -> None:
         for reply in self.worker.run([frame]):
+            if isinstance(reply.message, HopOpened):
+                reply = Frame(msgspec.structs.replace(reply.message, route=route))
             self.answers.send_nowait((reply.message.key.origin, reply))  # type: ignore[union-attr]
 
     async def offer(self, nodes: list[TestNode]) -> None:

@@ -24,7 +24,7 @@ ROUTE = (RouteHop(1, "p", Span(0, 2, embed=True)), RouteHop(2, "q", Span(2, 4, h
 def opened(tokens: list[int], credits: int = 4) -> OriginSession:
     session = OriginSession("origin", "s", "m")
     session.set_route(ROUTE)
-    session.set_credits(credits)
+    session.resume(0, credits, new=True)
     session.set_tokens(tokens)
     return session
 
@@ -64,7 +64,7 @@ def test_no_chunk_leaves_a_single_position_behind_others(length: int, max_chunk:
 def test_credits_bound_what_is_under_way() -> None:
     session = opened(list(range(20)), credits=2)
     assert ranges(steps(session)) == [(0, 4), (4, 8)]
-    session.credits += 1
+    session.credit(4)
     assert ranges(steps(session)) == [(8, 12)]
     assert session.unsent == 8
 
@@ -74,7 +74,7 @@ def test_a_route_begins_without_credits_and_sends_everything_again() -> None:
     steps(session)
     session.set_route(ROUTE)
     assert steps(session) == []
-    session.set_credits(4)
+    session.resume(0, 4, new=True)
     (again,) = steps(session)
     assert (again.start, again.stop, again.route, again.truncate_to) == (0, 4, 2, None)
     session.drop_route()
@@ -106,7 +106,7 @@ def test_a_follow_up_turn_sends_only_what_is_new() -> None:
 def test_changed_ids_begin_a_branch_at_a_boundary(tokens: list[int], start: int) -> None:
     session = opened(list(range(10)))
     steps(session)
-    session.credits = 4
+    session.credit(10)
     session.set_tokens(tokens)
     first, *rest = steps(session)
     assert (first.branch, first.truncate_to, first.start) == (1, start, start)
@@ -218,7 +218,7 @@ class AgainstFences(RuleBasedStateMachine):
         self.links: list[list[tuple[StepFrame, list[int]]]] = [[] for _ in range(self.n)]
         self.late = []
         session.set_route(tuple(RouteHop(i, f"p{i}", Span(i, i + 1)) for i in range(self.n)))
-        session.set_credits(self.window)
+        session.resume(0, self.window, new=True)
         self.hops = [
             HopModel(HopFence(branch=session.branch, route=session.route_number, credits=self.window))
             for _ in range(self.n)
@@ -248,7 +248,7 @@ class AgainstFences(RuleBasedStateMachine):
         if hop + 1 < self.n:
             self.links[hop + 1].append((step, ids))
             return
-        self.session.credits += 1
+        self.session.credit(step.stop)
         if step.sample is not None:
             assert self._idle(), "the token of a turn comes after everything else of it"
             assert step.stop == len(self.session.tokens)

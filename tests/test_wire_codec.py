@@ -105,6 +105,14 @@ def _frames_of(kind: Any) -> st.SearchStrategy[Frame]:
         return _steps()
     if kind is m.History:
         return _histories()
+    if kind is m.Replay:
+        return st.integers(0, 1000).flatmap(
+            lambda start: st.builds(
+                lambda base, n: Frame(msgspec.structs.replace(base, start=start, stop=start + n)),
+                _structs(m.Replay),
+                st.integers(1, 4096),
+            )
+        )
     return _structs(kind).map(Frame)
 
 
@@ -426,6 +434,8 @@ def test_negative_token_ids_are_refused() -> None:
     [
         (m.Ping(nonce=1), ["i32", [1]], 4, "ping: has a payload"),
         (m.Ping(nonce=1), ["i32", [0]], 0, "ping: has a payload"),
+        (m.Replay(key=KEY, branch=0, route=1, start=3, stop=3), None, 0, "replay: 3-3 are not"),
+        (m.Replay(key=KEY, branch=0, route=1, start=0, stop=4097), None, 0, "are not 1 to 4096 positions"),
         (m.History(key=KEY, branch=0, start=0, answer_start=0), None, 0, "history: the payload is i32"),
         (m.History(key=KEY, branch=0, start=0, answer_start=0), ["f32", [2]], 8, "not f32[2]"),
         (m.History(key=KEY, branch=0, start=2**31 - 1, answer_start=0), ["i32", [2]], 8, "history: ends at"),

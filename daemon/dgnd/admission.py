@@ -5,7 +5,7 @@ Refuses with a typed error and changes nothing but the ticket book. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import msgspec
@@ -42,14 +42,14 @@ class Admission:
         self._tickets = tickets
         self._max_sessions = max_sessions
 
-    def check(self, sender: str, message: OpenHop, open_hops: Iterable[HopKey]) -> tuple[Ticket, Span]:
+    def check(self, sender: str, message: OpenHop, open_hops: Collection[HopKey]) -> tuple[Ticket, Span]:
         """The ticket and its span, if the hop may be opened beside `open_hops`.
 
         Raises TicketRefused, NotReady for blocks that are not loaded (now), LimitError or NoRoomNow with both
         numbers.
         """
         host = self._host
-        ticket = self._tickets.admit(message, sender, host.is_allowed, host.now())
+        ticket = self._tickets.admit(message, sender, host.is_allowed, host.now(), open_hops)
         why = host.refuses_model(
             ticket.model, ticket.key.origin, ticket.config_digest, ticket.manifest_digest
         )

@@ -9,7 +9,8 @@ import trio
 from dgn_backends.span import parse_spans
 from dgnd.control import api
 from dgnd.conversation import ConversationBook
-from dgnd.hops import Hop, HopServer
+from dgnd.hop import Hop
+from dgnd.hops import HopServer
 from dgnd.models import LocalModel
 from dgnd.wire.messages import HopKey
 

@@ -1,22 +1,31 @@
-"""Drives one session over its hops: opens them, sends steps while there is credit, waits for tokens, cancels.
+"""Drives one session over its hops: sends steps while there is credit, waits for tokens, cancels.
 
-The origin's half of the protocol in time; what is sent when is `OriginSession`'s. Knows nothing of text.
+The origin's half of the protocol in time; what is sent when is `OriginSession`'s, how hops are opened is
+`dgnd.laying`'s. Knows nothing of text.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import trio
 
-from dgnd.errors import DgnError, LimitError, PeerError, PeerGone, ProtocolError, StaleState, error_from
+from dgnd.errors import (
+    DgnError,
+    LimitError,
+    NotYet,
+    PeerError,
+    PeerGone,
+    ProtocolError,
+    StaleState,
+    WorkerDied,
+    error_from,
+)
 from dgnd.identity import Identity
-from dgnd.routing import Edge, Hop
 from dgnd.session import OriginSession, RouteHop
 from dgnd.wire.messages import (
     Cancel,
@@ -30,12 +39,9 @@ from dgnd.wire.messages import (
     HopOpened,
     Sampling,
     StepFrame,
-    Ticket,
     TokenFrame,
 )
-from dgnd.wire.ticket import sign_ticket
 
-OPEN_TIMEOUT_S = 10.0
 CANCEL_TIMEOUT_S = 2.0
 #: Without any sign of progress of a step for this long the answer ends with an error.
 STEP_TIMEOUT_S = 120.0
@@ -62,6 +68,8 @@ class DriverHost:
     identity: Identity
     post: Callable[[str, Frame], None]
     peer_name: Callable[[str], str]
+    is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
+    suspect: Callable[[str], None]  #: a peer does not answer
     hop_ids: Iterator[int]  #: never repeats
 
 
@@ -70,9 +78,11 @@ class SessionDriver:
 
     def __init__(self, session: OriginSession, host: DriverHost, lease_s: float) -> None:
         self.session = session
-        self.broken: DgnError | None = None  #: why the hops can't be used any more
-        self._host = host
-        self._lease_s = lease_s
+        self.broken: DgnError | None = None  #: why the hops can't be used as they are
+        self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
+        self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
+        self.host = host
+        self.lease_s = lease_s
         self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
         self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
 
@@ -88,30 +98,38 @@ class SessionDriver:
         if isinstance(message, StepFrame):
             self._relay(sender, hop, frame)
         elif isinstance(message, Failure) and self._may_report(sender, hop):
-            self.fail(self._reported(hop, message))
+            self._failed(hop, message)
         elif sender != hop.peer:
             return
         elif isinstance(message, CloseHop):
-            self.fail(StaleState(f"{self._place(hop)} closed the session: {message.reason}"))
+            self.dead.add(hop.hop)
+            self.fail(StaleState(f"{self.place(hop)} closed the session: {message.reason}"))
         elif isinstance(message, TokenFrame | Credit):
             now = (self.session.branch, self.session.route_number)
-            if hop is self.session.head and (message.branch, message.route) == now:
+            if (message.branch, message.route) == now:
                 self._queue(hop, frame)
         elif isinstance(message, HopOpened | HopLength):
             self._queue(hop, frame)
 
+    def _failed(self, hop: RouteHop, message: Failure) -> None:
+        """What a hop reported, or what its predecessor says of it."""
+        error = self._reported(hop, message)
+        if isinstance(error, WorkerDied | StaleState) and not isinstance(error, NotYet):
+            self.dead.add(hop.hop)
+        self.fail(error)
+
     def _queue(self, hop: RouteHop, frame: Frame) -> None:
         if self._send.statistics().current_buffer_used >= MAX_WAITING:
-            self.fail(ProtocolError(f"{self._place(hop)} sends answers that nobody asked for"))
+            self.fail(ProtocolError(f"{self.place(hop)} sends answers that nobody asked for"))
         elif self.broken is None:
             self._send.send_nowait(frame)
 
     def peer_down(self, peer: str, why: str) -> None:
         """A peer is gone; it matters if it is on the route."""
-        for hop in self.session.route:
-            if hop.peer == peer:
-                self.fail(PeerGone(f"{self._place(hop)}: {why}", peer=peer, span=str(hop.span)))
-                return
+        gone = [hop for hop in self.session.route if hop.peer == peer]
+        self.dead.update(hop.hop for hop in gone)
+        if gone:
+            self.fail(PeerGone(f"{self.place(gone[0])}: {why}", peer=peer, span=str(gone[0].span)))
 
     def fail(self, error: DgnError) -> None:
         """The hops can't be used any more; whoever waits is told."""
@@ -123,9 +141,9 @@ class SessionDriver:
         """What `hop` reported, named by who failed: a lost neighbour is not the fault of who noticed it."""
         lost = next((other for other in self.session.route if other.peer == message.data.get("peer")), None)
         if message.kind == PeerGone.kind and lost is not None:
-            text = f"{self._place(lost)}: {self._host.peer_name(hop.peer)} lost the connection to it"
+            text = f"{self.place(lost)}: {self.host.peer_name(hop.peer)} lost the connection to it"
         else:
-            text = f"{self._place(hop)}: {message.message}"
+            text = f"{self.place(hop)}: {message.message}"
         return error_from(message.kind, text, dict(message.data))
 
     def _may_report(self, sender: str, hop: RouteHop) -> bool:
@@ -137,70 +155,31 @@ class SessionDriver:
         index = self.session.route.index(hop)
         before = self.session.route[index - 1] if index else None
         if before is not None and before.relayed and before.peer == sender:
-            self._host.post(hop.peer, frame)
+            self.host.post(hop.peer, frame)
 
-    def _place(self, hop: RouteHop) -> str:
-        return f"{self._host.peer_name(hop.peer)} ({hop.span})"
+    def place(self, hop: RouteHop) -> str:
+        return f"{self.host.peer_name(hop.peer)} ({hop.span})"
 
     # --- the route
 
-    async def open(self, route: Sequence[Hop], edges: Sequence[Edge], model: ModelIdentity) -> None:
-        """Opens every hop at once; raises the first hop's error, or PeerError after OPEN_TIMEOUT_S."""
-        self.close()
-        me, session = self._host.identity.peer_id, self.session
-        relayed = [edge.relayed for edge in edges] + [False]
-        hops = tuple(
-            RouteHop(next(self._host.hop_ids), hop.peer, hop.span, relay)
-            for hop, relay in zip(route, relayed, strict=True)
-        )
+    def begin_route(self, route: tuple[RouteHop, ...]) -> None:
+        """Takes other hops, which are to be opened; what came from the ones before no longer counts."""
         self.broken = None
         self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
-        session.set_route(hops)
-        for index, hop in enumerate(hops):
-            last = index == len(hops) - 1
-            ticket = Ticket(
-                key=session.key(hop.hop),
-                recipient=hop.peer,
-                previous=me if index == 0 or hops[index - 1].relayed else hops[index - 1].peer,
-                next=me if last or hop.relayed else hops[index + 1].peer,
-                next_hop=None if last else hops[index + 1].hop,
-                model=model.name,
-                config_digest=model.config_digest,
-                manifest_digest=model.manifest_digest,
-                span=str(hop.span),
-                route=session.route_number,
-                branch=session.branch,
-                max_positions=model.context,
-                max_chunk=MAX_CHUNK,
-                nonce=secrets.token_bytes(16),
-                lease_s=self._lease_s,
-            )
-            self._host.post(hop.peer, Frame(sign_ticket(ticket, self._host.identity)))
-        try:
-            session.set_credits(await self._all_opened())
-        except BaseException:
-            self.close()  # also when cancelled: a route is open as a whole or not at all
-            raise
+        self.session.set_route(route)
+        self.dead &= {hop.hop for hop in route}
 
-    async def _all_opened(self) -> int:
-        """Waits until every hop said so; returns the smallest of their credits."""
-        waiting = {hop.hop: hop for hop in self.session.route}
-        credits = []
-        rooms = []
-        with trio.move_on_after(OPEN_TIMEOUT_S):
-            while waiting:
-                message = (await self._next()).message
-                if isinstance(message, HopOpened) and (hop := waiting.pop(message.key.hop, None)) is not None:
-                    if message.credits < 1:
-                        raise PeerError(f"{self._place(hop)} opened the session without room for a step")
-                    credits.append(message.credits)
-                    if message.kv_positions is not None:
-                        rooms.append((message.kv_positions, message.kv_budget, self._place(hop)))
-        self._kv_room = min(rooms, default=None)
-        if waiting:
-            silent = ", ".join(self._place(hop) for hop in waiting.values())
-            raise PeerError(f"no answer from {silent} for {OPEN_TIMEOUT_S:.0f} s when opening the session")
-        return min(credits)
+    def note_rooms(self, opened: Mapping[int, HopOpened]) -> None:
+        """Remembers which of the hops just opened can hold least."""
+        self._kv_room = min(
+            (
+                (said.kv_positions, said.kv_budget, self.place(hop))
+                for hop in self.session.route
+                for said in [opened[hop.hop]]
+                if said.kv_positions is not None
+            ),
+            default=None,
+        )
 
     def room_for(self, prompt: int) -> int | None:
         """How many tokens may follow a prompt of so many positions on the hops that are open; None where no
@@ -221,20 +200,25 @@ class SessionDriver:
     def close(self) -> None:
         """Frees the hops, wherever they are; those that are gone don't mind."""
         for hop in self.session.route:
-            self._host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
+            self.close_hop(hop)
         self.session.drop_route()
+        self.dead.clear()
+
+    def close_hop(self, hop: RouteHop) -> None:
+        """Frees one hop."""
+        self.host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
 
     # --- a turn
 
     def tell_history(self, answer_start: int) -> None:
         """Gives the head's hop the token ids, for penalties."""
         self.session.begin_branch()
-        self._host.post(self.session.head.peer, self.session.history(answer_start))
+        self.host.post(self.session.head.peer, self.session.history(answer_start))
 
     def send_steps(self, sampling: Sampling) -> None:
         """Sends what is unsent, as far as there is credit."""
         while (frame := self.session.next_step(sampling, MAX_CHUNK)) is not None:
-            self._host.post(self.session.route[0].peer, frame)
+            self.host.post(self.session.route[0].peer, frame)
 
     async def next_token(self, sampling: Sampling) -> int:
         """Sends what is unsent and returns the token picked for the next position; the session is not
@@ -246,15 +230,17 @@ class SessionDriver:
         while True:
             self.send_steps(sampling)
             with trio.move_on_after(STEP_TIMEOUT_S) as patience:
-                message = (await self._next()).message
+                message = (await self.next_frame()).message
             if patience.cancelled_caught:
-                where = ", ".join(self._place(hop) for hop in session.route)
+                where = ", ".join(self.place(hop) for hop in session.route)
                 self.fail(PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}"))
                 continue
-            if isinstance(message, TokenFrame | Credit):
-                session.credits += 1
-            if isinstance(message, TokenFrame) and message.position == len(session.tokens):
-                return message.token_id
+            if isinstance(message, Credit):
+                session.credit(message.stop)
+            elif isinstance(message, TokenFrame):
+                session.credit(message.position)
+                if message.position == len(session.tokens):
+                    return message.token_id
 
     async def end_turn(self, interrupted: bool) -> None:
         """Ends an answer: hops say how far they are. After an interruption they first drop what waits."""
@@ -265,11 +251,11 @@ class SessionDriver:
         waiting = {hop.hop for hop in self.session.route}
         lengths: list[int] = []
         for hop in self.session.route:
-            self._host.post(hop.peer, Frame(ask(key=self.session.key(hop.hop), branch=branch)))
+            self.host.post(hop.peer, Frame(ask(key=self.session.key(hop.hop), branch=branch)))
         with trio.move_on_after(CANCEL_TIMEOUT_S):
             try:
                 while waiting:
-                    message = (await self._next()).message
+                    message = (await self.next_frame()).message
                     if isinstance(message, HopLength) and message.key.hop in waiting:
                         waiting.remove(message.key.hop)
                         lengths.append(message.length)
@@ -280,7 +266,8 @@ class SessionDriver:
         elif interrupted or min(lengths) < self.session.sent:
             self.session.hops_stopped_at(lengths)
 
-    async def _next(self) -> Frame:
+    async def next_frame(self) -> Frame:
+        """What a hop says next; raises `broken`."""
         frame = await self._receive.receive()
         if self.broken is not None:
             raise self.broken

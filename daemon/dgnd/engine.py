@@ -22,11 +22,11 @@ from dgnd.errors import (
     NotFound,
     ProtocolError,
     ShuttingDown,
-    StaleState,
 )
 from dgnd.generation import Answer, requested_sampling
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
+from dgnd.recovery import Recovery
 from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey, Sampling
 
@@ -64,6 +64,7 @@ class EngineSettings:
 
     idle_s: float = 600.0
     max_sessions: int = 64
+    recover_s: float = 10.0
 
 
 @dataclass(slots=True)
@@ -191,15 +192,12 @@ class Engine:
         session.set_tokens(prompt)
         if sampling.needs_history:
             driver.tell_history(len(prompt))
-        replayed = False
+        recovery = Recovery(self.navigator, driver, conversation.model, self.settings.recover_s)
         while not answer.done:
             try:
                 token = await driver.next_token(sampling)
-            except StaleState:
-                if replayed:
-                    raise
-                replayed = True  # a hop forgot the session: everything is computed again from the token ids
-                await self.navigator.open(driver, conversation.model)
+            except DgnError as error:
+                await recovery.go_on(error)
                 line = self.navigator.line(driver, conversation.model)
                 answer.exactness.through(line, begun=bool(answer.token_ids))
                 if sampling.needs_history:

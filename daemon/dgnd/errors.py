@@ -11,6 +11,7 @@
     ├── Cancelled             by the caller or by shutdown
     │   └── ShuttingDown
     ├── WorkerDied            a worker process ended during the request
+    │   └── StepCrashesBackend  more than once over the same step
     ├── PeerError             the other side's fault or the link's
     │   ├── PeerGone          the connection ended or timed out
     │   ├── PeerRefused       it closed the connection: it does not list this node
@@ -19,7 +20,8 @@
     │   ├── TicketRefused     no valid ticket, or not allowed
     │   ├── IdentityMismatch  another peer id than expected
     │   └── ManifestMismatch  same model name, other weights
-    ├── StaleState            a hop's KV is not what the sender believes: PositionGap, StalePrefix, NotYet
+    ├── StaleState            a hop's KV is not what the sender believes: PositionGap, StalePrefix, NotYet,
+    │                         JournalGone
     ├── ListenFailed          an address can't be listened on
     ├── RpcError              JSON-RPC itself: ParseError, InvalidRequest, MethodNotFound, InternalError
     └── Client side: NoDaemon, SocketDenied, StaleSocket, AlreadyRunning
@@ -113,6 +115,14 @@ class WorkerDied(DgnError):
     retryable = True
 
 
+class StepCrashesBackend(WorkerDied):
+    """Workers died more than once over the same step of a session; it is not sent to a third."""
+
+    kind = "step_crashes_backend"
+    code = -32025
+    retryable = False
+
+
 class PeerError(DgnError):
     """A peer, or the link to it, failed."""
 
@@ -204,6 +214,13 @@ class StalePrefix(StaleState):
 
     kind = "stale_prefix"
     code = -32042
+
+
+class JournalGone(StaleState):
+    """A hop no longer has the results that it was asked to send again; data["begins"] is where they begin."""
+
+    kind = "journal_gone"
+    code = -32044
 
 
 class NotYet(StaleState):

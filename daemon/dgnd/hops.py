@@ -8,7 +8,6 @@ sampling.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -25,11 +24,14 @@ from dgnd.errors import (
     TicketRefused,
     WorkerDied,
 )
+from dgnd.hop import Hop
+from dgnd.journal import JournalBook
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
+    Credit,
     EndTurn,
     Failure,
     Frame,
@@ -39,6 +41,7 @@ from dgnd.wire.messages import (
     HopOpened,
     OpenHop,
     OpenSequence,
+    Replay,
     StepFrame,
     Ticket,
     TokenFrame,
@@ -51,27 +54,15 @@ log = logging.getLogger("dgnd.hops")
 QUIET_S = 1.0
 
 
-@dataclass(slots=True)
-class Hop:
-    """One session's hop here."""
-
-    ticket: Ticket
-    span: Span
-    fence: HopFence
-    deadline: float
-    opened: bool = False
-    cancelling: int | None = None  #: the branch that a cancel is under way for
-    history_branch: int = -1  #: the branch whose token ids the worker has been told
-    parked: list[tuple[StepFrame, Tensor | None]] = field(default_factory=list)
-
-
 class HopServer:
     """All hops of this node, by key."""
 
-    def __init__(self, host: HopHost, tickets: TicketBook, max_sessions: int) -> None:
-        """`max_sessions`: of each origin, so that others never take this node's own room."""
+    def __init__(self, host: HopHost, tickets: TicketBook, max_sessions: int, journal_bytes: int) -> None:
+        """`max_sessions`: of each origin, so that others never take this node's own room. `journal_bytes`:
+        of all journals together."""
         self._host = host
         self._admission = Admission(host, tickets, max_sessions)
+        self.journals = JournalBook(journal_bytes)
         self.hops: dict[HopKey, Hop] = {}
         self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
@@ -86,7 +77,7 @@ class HopServer:
                     self._open(sender, message)
                 case StepFrame():
                     self._step(sender, message, frame.payload)
-                case History() | Cancel() | EndTurn() | CloseHop():
+                case History() | Cancel() | EndTurn() | CloseHop() | Replay():
                     self._control(sender, message, frame.payload)
                 case Failure(key=HopKey()):
                     self._pass_failure(sender, message)
@@ -105,6 +96,10 @@ class HopServer:
     def _open(self, sender: str, message: OpenHop) -> None:
         host = self._host
         ticket, span = self._admission.check(sender, message, self.hops)
+        hop = self.hops.get(ticket.key)
+        if hop is not None:
+            self._reroute(hop, ticket)
+            return
         self._replace(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
@@ -112,6 +107,11 @@ class HopServer:
         if not host.to_worker(ticket.model, Frame(opening)):
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
+
+    def _reroute(self, hop: Hop, ticket: Ticket) -> None:
+        """The hop stays, with other neighbours; it is told of as opened once nothing is under way in it."""
+        hop.reroute(ticket, self._host.now())
+        self._host.to_worker(ticket.model, Frame(Cancel(key=ticket.key, branch=hop.fence.branch)))
 
     def _replace(self, ticket: Ticket, span: Span) -> None:
         """What the session had in the same place before is given up."""
@@ -135,6 +135,8 @@ class HopServer:
         hop.deadline = self._host.now() + hop.ticket.lease_s
         match hop.fence.admit(message):
             case Compute(step=step, skip=skip):
+                if step.truncate_to is not None:
+                    self.journals.truncate(message.key, step.truncate_to)
                 rows = payload.rows(skip, payload.shape[0]) if payload is not None and skip else payload
                 self._compute(hop, step, rows)
             case Reject(error=error):
@@ -151,7 +153,7 @@ class HopServer:
             raise WorkerDied(f"the worker of {hop.ticket.model} is not running")
 
     def _control(
-        self, sender: str, message: History | Cancel | EndTurn | CloseHop, payload: Tensor | None
+        self, sender: str, message: History | Cancel | EndTurn | CloseHop | Replay, payload: Tensor | None
     ) -> None:
         if sender != message.key.origin:
             raise TicketRefused("only its origin may steer a session")
@@ -159,6 +161,8 @@ class HopServer:
         if hop is None:
             if isinstance(message, Cancel | EndTurn):
                 self._host.post(sender, Frame(HopLength(key=message.key, branch=message.branch, length=0)))
+            elif isinstance(message, Replay):
+                raise StaleState(f"there is no hop {message.key.hop} of that session here")
             return
         hop.deadline = self._host.now() + hop.ticket.lease_s
         match message:
@@ -169,12 +173,27 @@ class HopServer:
                 self._host.post(sender, Frame(length))
                 self._host.to_worker(hop.ticket.model, Frame(message))  # its KV may now give way
             case Cancel():
-                hop.cancelling = message.branch
-                hop.fence.cancel(message.branch)
-                hop.parked.clear()
+                hop.cancel(message.branch)
                 self._host.to_worker(hop.ticket.model, Frame(message))
+            case Replay():
+                self._replay(hop, message)
             case CloseHop():
                 self._forget(hop)
+
+    def _replay(self, hop: Hop, message: Replay) -> None:
+        """Sends again what the next hop lacks; what comes of it is the next hop's to say."""
+        if message.route == hop.fence.route:
+            kept = self.journals.read(message.key, message.start, message.stop)
+            step = StepFrame(
+                key=message.key,
+                branch=message.branch,
+                route=message.route,
+                start=kept.start,
+                count=kept.stop - kept.start,
+                digest_start=kept.digest_start,
+                digest_end=kept.digest_end,
+            )
+            self._forward(hop, step, kept.rows)
 
     def _history(self, hop: Hop, message: History, payload: Tensor | None) -> None:
         if message.branch < hop.history_branch:
@@ -212,27 +231,49 @@ class HopServer:
         origin = hop.ticket.key.origin
         match message:
             case HopOpened(credits=credits):
-                hop.opened = True
+                hop.opened = message
                 hop.fence.grant(credits)
-                self._host.post(origin, frame)
+                if hop.cancelling is None:
+                    self._host.post(origin, hop.opened_frame())
             case StepFrame():
-                hop.fence.passed_on(message.stop)
-                self._forward(hop, message, frame.payload)
+                self._computed(hop, message, frame.payload)
             case TokenFrame(position=position):
                 hop.fence.passed_on(position)
                 self._host.post(origin, frame)
             case HopLength(length=length, branch=branch):
-                if hop.cancelling == branch:
-                    hop.cancelling = None
-                    length = hop.fence.cancelled(length)
-                self._host.post(origin, Frame(HopLength(key=hop.ticket.key, branch=branch, length=length)))
+                self._settled(hop, branch, length)
             case Failure():
-                if not hop.opened:
-                    del self.hops[hop.ticket.key]
+                if hop.opened is None:
+                    self._drop(hop)
                 self._host.post(origin, frame)
             case _:  # Credit
                 hop.fence.passed_on(getattr(message, "stop", 0))
                 self._host.post(origin, frame)
+
+    def _computed(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
+        """Hidden states: kept as long as their branch is the hop's, and passed on where the next hop lacks
+        them."""
+        hop.fence.passed_on(message.stop)
+        if payload is not None and message.branch == hop.fence.branch and hop.ticket.next_hop is not None:
+            self.journals.keep(message.key, message, payload)
+        if not hop.goes_further(message.branch):
+            credit = Credit(key=message.key, branch=message.branch, route=hop.fence.route, stop=message.stop)
+            self._host.post(message.key.origin, Frame(credit))
+        elif message.route == hop.fence.route:
+            self._forward(hop, message, payload)
+
+    def _settled(self, hop: Hop, branch: int, length: int) -> None:
+        """The worker dropped what waited, and its KV holds `length` positions."""
+        if hop.cancelling == branch:
+            hop.cancelling = None
+            length = hop.fence.cancelled(length)
+            self.journals.truncate(hop.ticket.key, length)
+        if hop.rerouted:
+            hop.rerouted = False
+            self._host.post(hop.ticket.key.origin, hop.opened_frame())
+        else:
+            answer = HopLength(key=hop.ticket.key, branch=branch, length=length)
+            self._host.post(hop.ticket.key.origin, Frame(answer))
 
     def _forward(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
         ticket = hop.ticket
@@ -253,7 +294,7 @@ class HopServer:
         """The worker of `model` ended, and with it the KV of its hops."""
         for key, hop in list(self.hops.items()):
             if hop.ticket.model == model:
-                del self.hops[key]
+                self._drop(hop)
                 error = WorkerDied(f"the worker with {hop.span} of {model} ended: {why}")
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
@@ -282,6 +323,9 @@ class HopServer:
                 self._host.post(key.origin, Frame(CloseHop(key=key, reason=reason)))
 
     def _forget(self, hop: Hop) -> None:
-        key = hop.ticket.key
-        self.hops.pop(key, None)
-        self._host.to_worker(hop.ticket.model, Frame(CloseHop(key=key)))
+        self._drop(hop)
+        self._host.to_worker(hop.ticket.model, Frame(CloseHop(key=hop.ticket.key)))
+
+    def _drop(self, hop: Hop) -> None:
+        self.hops.pop(hop.ticket.key, None)
+        self.journals.drop(hop.ticket.key)

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 
 import trio
 
-from dgnd.driver import ModelIdentity, SessionDriver
+from dgnd.driver import SessionDriver
 from dgnd.errors import BlocksMissing, ManifestMismatch, ModelError, NotReady, StaleState
 from dgnd.exactness import Way
+from dgnd.laying import ModelIdentity, lay_route
+from dgnd.mending import mended_line
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
-from dgnd.routing import Asked, Hop, edges, find_route
+from dgnd.routing import Asked, Hop, Offer, edges, find_route, missing_units
+from dgnd.session import RouteHop
+from dgnd.suspects import Suspects
 
 _POLL_S = 0.05
 
@@ -27,6 +31,7 @@ class Navigator:
 
     offers: OfferBook
     names: Names
+    suspects: Suspects
 
     async def ensure(self, driver: SessionDriver, model: LocalModel, wait_s: float) -> None:
         """Keeps the session's hops if they can be used, else opens new ones, waiting as long as is asked.
@@ -46,17 +51,44 @@ class Navigator:
             await trio.sleep(_POLL_S)
 
     async def open(self, driver: SessionDriver, model: LocalModel) -> None:
-        """Opens the best route now; raises as `find` does, and what a hop refuses."""
-        route = self.find(model, driver.session.id)
+        """Opens the best route now, of which the session's hops that still hold what they were sent stay.
+
+        Raises as `find` does, and what a hop refuses.
+        """
+        line = self._line(driver, model)
         manifest = model.manifest
-        assert manifest is not None  # `find` made sure
+        assert manifest is not None  # `_line` made sure
         identity = ModelIdentity(
             name=model.name,
             config_digest=manifest.config_digest,
             manifest_digest=self.offers.manifests.whole_digest(model.name),
             context=model.config.max_positions,
         )
-        await driver.open(route, edges(route, self.offers.live(), self.offers.me), identity)
+        await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), identity)
+
+    def _line(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop | RouteHop, ...]:
+        """The hops of the next route, those that stay as they are."""
+        route = driver.session.route
+        alive = [hop for hop in route if self._lives(driver, model, hop)]
+        if not alive:
+            return self.find(model, driver.session.id)
+        self._refuse_conflict(model, [hop.peer for hop in alive])
+        offers = self._usable(model)
+        return mended_line(self.asked(model, driver.session.id), alive, offers)
+
+    def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
+        return (
+            hop.hop in driver.sound
+            and hop.hop not in driver.dead
+            and hop.peer not in self.suspects
+            and self.offers.way(model, hop.peer, hop.span) is not None
+        )
+
+    def _usable(self, model: LocalModel) -> list[Offer]:
+        """Offers of peers that answer; of the others where some block would be missing without them."""
+        offers = self.offers.offers(model)
+        trusted = [offer for offer in offers if offer.peer not in self.suspects]
+        return offers if missing_units(trusted, model.config.n_blocks) else trusted
 
     def asked(self, model: LocalModel, session: str = "", positions: int = 0) -> Asked:
         """What a route for a session of so many positions is searched for, with what is known of links
@@ -76,7 +108,7 @@ class Navigator:
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(self.asked(model, session, positions), self.offers.offers(model), avoid)
+            route = find_route(self.asked(model, session, positions), self._usable(model), avoid)
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker
@@ -90,6 +122,10 @@ class Navigator:
             raise
         self._refuse_conflict(model, [hop.peer for hop in route])
         return route
+
+    def missing_units(self, model: LocalModel) -> frozenset[int]:
+        """What nobody reachable serves now."""
+        return missing_units(self.offers.offers(model), model.config.n_blocks)
 
     def line(self, driver: SessionDriver, model: LocalModel) -> dict[int, Way | None]:
         """For each unit of the model, how the session's route computes it."""

@@ -30,6 +30,7 @@ from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.postoffice import PostOffice
 from dgnd.service import NodeService
+from dgnd.suspects import Suspects
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -44,6 +45,7 @@ from dgnd.wire.messages import (
     Manifest,
     Offers,
     OpenHop,
+    Replay,
     StepFrame,
     TokenFrame,
 )
@@ -97,16 +99,29 @@ class Node:
                 raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
             self.network.allow(peer.id, name, peer.addrs)
         self.office = PostOffice(self.me, self._send, self._on_frame)
-        self.hops = HopServer(self._hop_host(), TicketBook(self.me), config.sessions.max_sessions)
+        self.hops = HopServer(
+            self._hop_host(),
+            TicketBook(self.me),
+            config.sessions.max_sessions,
+            config.sessions.journal_bytes,
+        )
+        self.suspects = Suspects(trio.current_time)
         self.stop_requested = trio.Event()
         host = DriverHost(
-            identity=who.identity, post=self.office.post, peer_name=self.names.of, hop_ids=hop_ids()
+            identity=who.identity,
+            post=self.office.post,
+            peer_name=self.names.of,
+            is_up=self._is_up,
+            suspect=self.suspects.add,
+            hop_ids=hop_ids(),
         )
         self.engine = Engine(
             models=self.models,
-            navigator=Navigator(self.offers, self.names),
+            navigator=Navigator(self.offers, self.names, self.suspects),
             host=host,
-            settings=EngineSettings(config.sessions.idle_s, config.sessions.max_sessions),
+            settings=EngineSettings(
+                config.sessions.idle_s, config.sessions.max_sessions, config.sessions.recover_s
+            ),
         )
         self.service = NodeService(
             version=who.version,
@@ -134,7 +149,7 @@ class Node:
             me=self.me,
             now=trio.current_time,
             post=self.office.post,
-            is_up=lambda peer: peer == self.me or self.network.is_up(peer),
+            is_up=self._is_up,
             is_allowed=lambda peer: peer == self.me or self.network.is_allowed(peer),
             refuses_model=self._refuses_model,
             loaded_spans=self._loaded_spans,
@@ -142,6 +157,9 @@ class Node:
             n_blocks=lambda name: self.models[name].config.n_blocks,
             context=lambda name: self.models[name].config.max_positions,
         )
+
+    def _is_up(self, peer: str) -> bool:
+        return peer == self.me or self.network.is_up(peer)
 
     def _loaded_spans(self, name: str) -> Iterable[Span]:
         model = self.models.get(name)
@@ -181,7 +199,7 @@ class Node:
                 self.offers.peer_says(sender, message)
             case Manifest():
                 self._on_manifest(sender, message)
-            case OpenHop() | History() | Cancel() | EndTurn():
+            case OpenHop() | History() | Cancel() | EndTurn() | Replay():
                 self.hops.on_frame(sender, frame)
             case HopOpened() | TokenFrame() | Credit() | HopLength():
                 self.engine.on_frame(sender, frame)
@@ -203,6 +221,7 @@ class Node:
             log.error("%s", conflict_text(message.model, conflict, self.names.of))
 
     def _on_up(self, peer: str, hello: Hello) -> None:
+        self.suspects.clear(peer)
         self.offers.peer_up(peer, hello)
         for frame in self.offers.manifest_frames():
             self.office.post(peer, frame)

@@ -14,6 +14,7 @@ import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Protocol
 
 from dgn_backends.span import Span, format_units, span_of_units, spans_of_units
 from dgnd.errors import BlocksMissing
@@ -141,7 +142,15 @@ def _cheapest(asked: Asked, offers: Sequence[Offer], hop: Hop) -> tuple[float, f
     return min(((p.entry_ms, p.rate * asked.weight(units)) for p in fitting), key=sum, default=None)
 
 
-def edges(route: Sequence[Hop], live: Mapping[str, Collection[str]], me: str) -> tuple[Edge, ...]:
+class Placed(Protocol):
+    """Whatever is on a peer."""
+
+    @property
+    def peer(self) -> str:
+        """Its id."""
+
+
+def edges(route: Sequence[Placed], live: Mapping[str, Collection[str]], me: str) -> tuple[Edge, ...]:
     """How each hop reaches the next: `live` says, for each peer, which peers it has a connection with."""
     links = Links(me, live=live)
     return tuple(Edge(relayed=not links.direct(a.peer, b.peer)) for a, b in itertools.pairwise(route))

@@ -8,7 +8,9 @@ or time.
 from __future__ import annotations
 
 import bisect
+import itertools
 import secrets
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,8 +48,8 @@ class OriginSession:
         self.route_number = 0
         self.branch = 0
         self.sent = 0
-        self.credits = 0
         self._window = 0
+        self._under_way: deque[int] = deque()  # the ends of the frames whose credits are not back
         self._digests = PrefixDigests(secrets.token_bytes(16))
         self._boundaries = [0]
         self._truncate_to: int | None = None
@@ -61,18 +63,56 @@ class OriginSession:
         """The hop that samples."""
         return self.route[-1]
 
+    @property
+    def credits(self) -> int:
+        """How many frames may be sent now."""
+        return self._window - len(self._under_way)
+
+    def credit(self, stop: int) -> None:
+        """The frame that ended at `stop`, and those before it, have gone as far as they go."""
+        while self._under_way and self._under_way[0] <= stop:
+            self._under_way.popleft()
+
+    # --- changes of the route
+
     def set_route(self, route: tuple[RouteHop, ...]) -> None:
-        """Begins on newly opened, empty hops: everything is to be sent again."""
+        """Names the hops from now on. Nothing may be sent before `resume`."""
         self.route = route
         self.route_number += 1
-        self.credits = self._window = 0
-        self.sent = 0
-        self._boundaries = [0]
-        self._truncate_to = None
+        self._window = 0
+        self._under_way.clear()
 
-    def set_credits(self, credits: int) -> None:
-        """The smallest window of the hops just opened."""
-        self.credits = self._window = credits
+    def common(self, lengths: Iterable[int]) -> int:
+        """From where steps can go on when the hops that stay have these lengths: an end of a frame that all
+        of them know, with at least one position after it; 0 when none stays."""
+        shortest = min(lengths, default=0)
+        return self._boundary(max(min(shortest, self.sent, len(self.tokens) - 1), 0))
+
+    def fill_ranges(self, common: int, max_chunk: int) -> list[tuple[int, int]]:
+        """What hops that are new lack of the positions below `common`, in chunks that end where frames did.
+
+        From now on only these ends count, as the new hops know no others.
+        """
+        ends = [0]
+        for before, end in itertools.pairwise([*self._boundaries, None]):
+            assert before is not None
+            if before <= common and (end is None or end > common or end - ends[-1] > max_chunk):
+                ends.append(before)
+        self._boundaries = sorted({end for end in ends if end <= common})
+        return list(itertools.pairwise(self._boundaries))
+
+    def fill_step(self, start: int, stop: int) -> Frame:
+        """Positions `[start, stop)` for hop 0, which is new and has not got them; of the branch so far."""
+        return self._step(start, stop, None, None)
+
+    def resume(self, common: int, window: int, *, new: bool) -> None:
+        """All hops hold `common` positions, and nothing is under way. Hops that stay may hold more, so a new
+        branch begins, except where all are `new`. `window`: frames that may be under way at once."""
+        self._window = window
+        self._under_way.clear()
+        self.sent = common
+        self._truncate_to = None if new else common
+        self.branch += not new
 
     def drop_route(self) -> None:
         """Its hops are gone."""
@@ -99,7 +139,7 @@ class OriginSession:
         """After a cancel: the hops hold these many positions and nothing is under way; the next frame is of
         a new branch."""
         shortest = min(lengths)
-        self.credits = self._window
+        self._under_way.clear()
         self.branch += 1
         self.sent = self._boundary(min(shortest, self.sent))
         self._truncate_to = self.sent
@@ -145,21 +185,24 @@ class OriginSession:
         if count > 1 and self.unsent - count == 1:
             count -= 1
         start, stop = self.sent, self.sent + count
+        truncate_to, self._truncate_to = self._truncate_to, None
+        self.sent = stop
+        self._under_way.append(stop)
+        self._boundaries.append(stop)
+        return self._step(start, stop, sampling if stop == len(self.tokens) else None, truncate_to)
+
+    def _step(self, start: int, stop: int, sample: Sampling | None, truncate_to: int | None) -> Frame:
         message = StepFrame(
             key=self.key(self.route[0].hop),
             branch=self.branch,
             route=self.route_number,
             start=start,
-            count=count,
+            count=stop - start,
             digest_start=self._digests.at(start),
             digest_end=self._digests.at(stop),
-            truncate_to=self._truncate_to,
-            sample=sampling if stop == len(self.tokens) else None,
+            truncate_to=truncate_to,
+            sample=sample,
         )
-        self._truncate_to = None
-        self.sent = stop
-        self.credits -= 1
-        self._boundaries.append(stop)
         ids = np.asarray(self.tokens[start:stop], dtype="<i4")
         return Frame(message, Tensor.from_numpy(ids, "i32"))
 

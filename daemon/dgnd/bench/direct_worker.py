@@ -20,6 +20,7 @@ from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     CloseHop,
+    Credit,
     Failure,
     Frame,
     HopOpened,
@@ -148,7 +149,7 @@ class DirectSession:
         worker.send([Frame(OpenSequence(key=self.key, span=str(worker.span), max_positions=context))])
         (frame,) = worker.receive()
         assert isinstance(frame.message, HopOpened), frame.message
-        self._session.set_credits(frame.message.credits)
+        self._session.resume(0, frame.message.credits, new=True)
 
     def __enter__(self) -> DirectSession:
         return self
@@ -194,8 +195,10 @@ class DirectSession:
         token = False
         for frame in frames:
             if getattr(frame.message, "key", None) == self.key:
-                self._session.credits += 1
+                if isinstance(frame.message, Credit):
+                    self._session.credit(frame.message.stop)
                 if isinstance(frame.message, TokenFrame):
+                    self._session.credit(frame.message.position)
                     self._session.append(frame.message.token_id)
                     token = True
         return token

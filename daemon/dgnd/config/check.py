@@ -71,6 +71,10 @@ def _check_node(config: Config) -> None:
             raise KeyProblem(at, f'"{text}": an address to listen on ends after the port')
     if not (config.sessions.idle_s > 0 and math.isfinite(config.sessions.idle_s)):
         raise KeyProblem(("sessions", "idle_s"), "sessions.idle_s must be a number of seconds above 0")
+    if not (config.sessions.recover_s >= 0 and math.isfinite(config.sessions.recover_s)):
+        raise KeyProblem(("sessions", "recover_s"), "sessions.recover_s must be 0 seconds or more")
+    if config.sessions.journal_bytes < 0:
+        raise KeyProblem(("sessions", "journal_bytes"), "sessions.journal_bytes must be 0 or more")
     if config.sessions.max_sessions < 1:
         raise KeyProblem(("sessions", "max_sessions"), "sessions.max_sessions must be at least 1")
 

@@ -103,6 +103,11 @@ class HopFence:
         return self._route
 
     @property
+    def credits(self) -> int:
+        """How many frames may be under way."""
+        return self._credits
+
+    @property
     def under_way(self) -> int:
         """Frames accepted and not yet passed on."""
         return len(self._under_way)
@@ -130,6 +135,10 @@ class HopFence:
         if stop in self._under_way:
             while self._under_way.popleft() != stop:
                 pass
+
+    def reroute(self, route: int) -> None:
+        """The session's hops changed, this one stays: frames of the routes before are late from now on."""
+        self._route = route
 
     def cancel(self, branch: int) -> None:
         """`branch` is cancelled: its frames are late from now on, and no other begins before `cancelled`."""

@@ -26,6 +26,7 @@ from dgnd.wire.messages import (
     Manifest,
     Offers,
     OpenHop,
+    Replay,
     Sampling,
     StepFrame,
 )
@@ -53,7 +54,7 @@ DEFAULT_LIMITS = Limits()
 LARGE_HEADERS = frozenset({"hello", "offers", "manifest"})
 LONG_TEXTS = frozenset({"message", "reason", "path", "span", "spans"})
 POSITIONS = frozenset(
-    {"start", "count", "stop", "position", "length", "truncate_to", "deliver_from", "answer_start",
+    {"start", "count", "stop", "position", "length", "truncate_to", "answer_start",
      "max_positions", "kv_positions", "max_chunk", "token_id", "n_blocks", "credits"}
 )  # fmt: skip
 U64_FIELDS = frozenset({"digest_start", "digest_end", "nonce", "seed"})
@@ -124,6 +125,11 @@ def check_message(
             if message.start + shape[0] > limits.position:
                 raise ProtocolError(f"history: ends at {message.start + shape[0]}; at most {limits.position}")
             return
+        case Replay():
+            if not 1 <= message.stop - message.start <= limits.step_positions:
+                raise ProtocolError(
+                    f"replay: {message.start}-{message.stop} are not 1 to {limits.step_positions} positions"
+                )
         case OpenHop():
             if len(message.signature) != SIGNATURE_BYTES:
                 raise ProtocolError(

@@ -118,18 +118,25 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     max_chunk: int  #: most positions of one step
     nonce: bytes
     lease_s: float  #: counted by the receiver from receipt
+    #: what is computed of the ticket's own branch fills KV and journal and goes no further: `next` has it
+    catch_up: bool = False
 
 
 class OpenHop(Message, tag="open", frozen=True):
-    """`ticket` is the msgpack of a Ticket, exactly the bytes that were signed."""
+    """`ticket` is the msgpack of a Ticket, exactly the bytes that were signed.
+
+    For a hop that is open, a ticket with a higher route gives it other neighbours and cancels its branch.
+    """
 
     ticket: bytes
     signature: bytes
 
 
 class HopOpened(Message, tag="opened", frozen=True):
-    """The hop exists; `credits` chunks may be under way in it. `kv_positions`: how many of the ticket's
-    positions its node's budget of KV, `kv_budget` bytes, can ever hold; None for all.
+    """The hop exists, `length` positions are in its KV, and nothing is under way; `credits` chunks may be.
+
+    `kv_positions`: how many of the ticket's positions its node's budget of KV, `kv_budget` bytes, can ever
+    hold; None for all.
     """
 
     key: HopKey
@@ -137,6 +144,7 @@ class HopOpened(Message, tag="opened", frozen=True):
     length: int = 0
     kv_positions: int | None = None
     kv_budget: int = 0
+    route: int = 0  #: of the ticket that is answered
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -173,7 +181,6 @@ class StepFrame(Message, tag="step", frozen=True):
     digest_end: int  #: of [0, start + count)
     truncate_to: int | None = None
     sample: Sampling | None = None
-    deliver_from: int = 0  #: positions below are computed but not passed on
 
     @property
     def stop(self) -> int:
@@ -194,6 +201,16 @@ class History(Message, tag="history", frozen=True):
     answer_start: int
 
 
+class Replay(Message, tag="replay", frozen=True):
+    """Origin to hop: send positions `[start, stop)` from the journal to the next hop, as of `branch`."""
+
+    key: HopKey
+    branch: int
+    route: int
+    start: int
+    stop: int
+
+
 class TokenFrame(Message, tag="token", frozen=True):
     """The token picked for `position`, from the hop with the head to the origin. Returns one credit."""
 
@@ -205,7 +222,7 @@ class TokenFrame(Message, tag="token", frozen=True):
 
 
 class Credit(Message, tag="credit", frozen=True):
-    """A chunk that ended at `stop` went through the last hop without a token; returns one credit."""
+    """A chunk that ended at `stop` went no further than this hop, without a token; returns one credit."""
 
     key: HopKey
     branch: int
@@ -314,8 +331,8 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
 
 
 PeerMessage = (
-    Hello | Offers | Manifest | Ping | Pong | Goodbye | OpenHop | HopOpened | StepFrame | History | TokenFrame
-    | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
+    Hello | Offers | Manifest | Ping | Pong | Goodbye | OpenHop | HopOpened | StepFrame | History | Replay
+    | TokenFrame | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
     LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame

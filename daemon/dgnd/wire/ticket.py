@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,7 +18,7 @@ import msgspec
 from dgnd.errors import BadRequest, ProtocolError, TicketRefused
 from dgnd.identity import Identity, parse_peer_id, verify
 from dgnd.wire.limits import DEFAULT_LIMITS, TICKET_BYTES, Limits, check_fields
-from dgnd.wire.messages import OpenHop, Ticket
+from dgnd.wire.messages import HopKey, OpenHop, Ticket
 
 _DOMAIN = b"dgn/1 ticket\0"
 NONCE_BYTES = 16
@@ -70,20 +70,27 @@ class TicketBook:
         self._limits = limits
         self._origins: dict[str, _Origin] = {}
 
-    def admit(self, open_hop: OpenHop, sender: str, allowed: Callable[[str], bool], now: float) -> Ticket:
+    def admit(
+        self,
+        open_hop: OpenHop,
+        sender: str,
+        allowed: Callable[[str], bool],
+        now: float,
+        open_hops: Container[HopKey] = (),
+    ) -> Ticket:
         """The ticket, when it is good; it counts as used from then on.
 
         `sender`: the authenticated peer it came from. `allowed`: whether this node's own configuration has a
         peer, asked of the origin and both neighbours; this node itself always may. `now`: monotonic seconds.
-        Hop ids of one session must come in rising order. Raises TicketRefused with what is wrong; then
-        nothing is remembered.
+        Hop ids of one session must come in rising order, but for those of `open_hops`. Raises TicketRefused
+        with what is wrong; then nothing is remembered.
         """
         ticket = self._read(open_hop)
         self._check_parties(ticket, sender, allowed)
         if not verify(ticket.key.origin, _DOMAIN + open_hop.ticket, open_hop.signature):
             raise TicketRefused(f"the ticket is not signed by its origin {ticket.key.origin}")
         self._check_bounds(ticket)
-        self._remember(ticket, now)
+        self._remember(ticket, now, ticket.key in open_hops)
         return ticket
 
     def forget(self, origin: str) -> None:
@@ -135,18 +142,19 @@ class TicketBook:
         if not 1 <= ticket.max_chunk <= self._limits.step_positions:
             raise TicketRefused(f"chunks of {ticket.max_chunk} positions; 1 to {self._limits.step_positions}")
 
-    def _remember(self, ticket: Ticket, now: float) -> None:
+    def _remember(self, ticket: Ticket, now: float, is_open: bool) -> None:
         book = self._origins.setdefault(ticket.key.origin, _Origin())
         session, hop = ticket.key.session, ticket.key.hop
         if ticket.nonce in book.nonces:
             raise TicketRefused("the ticket was used before")
         last = book.last_hops.get(session)
-        if last is not None and hop <= last[0]:
+        if last is not None and hop <= last[0] and not is_open:
             raise TicketRefused(f"hop {hop} of session {session} is not above its last hop {last[0]}")
         self._make_room(book, now)
         until = now + ticket.lease_s
         book.nonces[ticket.nonce] = until
-        book.last_hops[session] = hop, max(until, last[1] if last else until)
+        highest, leased = last or (hop, until)
+        book.last_hops[session] = max(hop, highest), max(until, leased)
 
     def _make_room(self, book: _Origin, now: float) -> None:
         """Forgets what no lease holds, but only when memory is full; a live ticket is never forgotten."""

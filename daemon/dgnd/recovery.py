@@ -1,0 +1,103 @@
+"""An answer that lost a hop goes on: what can be mended, for how long it is tried, and what is said when
+nobody can.
+
+One for each answer. Knows nothing of token ids or text; the navigator knows the routes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import trio
+
+from dgnd.driver import SessionDriver
+from dgnd.errors import (
+    BlocksMissing,
+    DgnError,
+    NotReady,
+    PeerError,
+    PeerGone,
+    StaleState,
+    StepCrashesBackend,
+    TicketRefused,
+    WorkerDied,
+)
+from dgnd.models import LocalModel
+from dgnd.navigator import Navigator
+
+log = logging.getLogger("dgnd.recovery")
+
+_POLL_S = 0.05
+_MENDABLE = (PeerGone, WorkerDied, StaleState, NotReady, TicketRefused)
+#: Workers that may die over the same step before it is taken for the cause.
+DEATHS = 2
+
+
+@dataclass(slots=True)
+class Recovery:
+    """`recover_s`: how long somebody is looked for who has the blocks that were lost; 0: not at all."""
+
+    navigator: Navigator
+    driver: SessionDriver
+    model: LocalModel
+    recover_s: float
+    _position: int = -1  # the position whose token was waited for at the last death of a worker
+    _deaths: int = 0
+    _had: dict[int, str] = field(default_factory=dict)  # who served each unit last
+
+    async def go_on(self, error: DgnError) -> None:
+        """Lays the route anew after `error`; the tokens so far stand. Raises `error` itself where nobody
+        else could do better, StepCrashesBackend, or BlocksMissing with who had them last."""
+        if not is_mendable(error) or self.recover_s <= 0:
+            raise error
+        first = error
+        deadline = trio.current_time() + self.recover_s
+        begun = trio.current_time()
+        while True:
+            self._note(error)
+            try:
+                await self.navigator.open(self.driver, self.model)
+            except DgnError as again:
+                if not is_mendable(again):
+                    raise
+                if trio.current_time() >= deadline:
+                    raise self._given_up(again, first) from error
+                error = again
+            else:
+                log.info(
+                    "session %s goes on after %.2f s: %s",
+                    self.driver.session.id,
+                    trio.current_time() - begun,
+                    error.message,
+                )
+                return
+            await trio.sleep(_POLL_S)
+
+    def _note(self, error: DgnError) -> None:
+        """Remembers who had what, and how often this step was there when a worker died."""
+        for hop in self.driver.session.route:
+            self._had.update(dict.fromkeys(hop.span.units(), self.driver.host.peer_name(hop.peer)))
+        if isinstance(error, WorkerDied):
+            position = len(self.driver.session.tokens)
+            self._deaths = self._deaths + 1 if position == self._position else 1
+            self._position = position
+            if self._deaths >= DEATHS:
+                raise StepCrashesBackend(
+                    f"the step at position {position - 1} was running at {self._deaths} deaths of workers, "
+                    f"the last one: {error.message}"
+                )
+
+    def _given_up(self, error: DgnError, first: DgnError) -> DgnError:
+        if not isinstance(error, BlocksMissing):
+            return error
+        lost = self.navigator.missing_units(self.model)
+        names = sorted({self._had[unit] for unit in lost if unit in self._had})
+        had = f"{', '.join(names)} had them last" if names else "nobody had them"
+        text = f"{error.message} within {self.recover_s:g} s; {had}; it began with {first.message}"
+        return BlocksMissing(text, **error.data)
+
+
+def is_mendable(error: DgnError) -> bool:
+    """Whether other hops, or the same ones a little later, may do what failed."""
+    return isinstance(error, _MENDABLE) or type(error) is PeerError
