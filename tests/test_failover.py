@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,15 +32,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Asked:
-    """A request in a thread; `then` is called once, when `after` tokens have come."""
+    """A request in a thread; `then` is called once, when `after` tokens have come, with the nodes beside the
+    origin that the answer's route runs through at that moment."""
 
     node: TestNode
     params: api.GenerateParams
     after: int
-    then: Callable[[], None]
+    then: Callable[[list[str]], None]
     result: api.GenerateResult | None = None
     error: Exception | None = None
     came: int = 0
+    longest_s: float = 0.0  # between two tokens
+    _last: float = field(default_factory=time.monotonic)
     _thread: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,8 +59,15 @@ class Asked:
 
     def _delta(self, delta: api.Delta) -> None:
         before, self.came = self.came, self.came + len(delta.token_ids)
+        now = time.monotonic()
+        self.longest_s, self._last = max(self.longest_s, now - self._last), now
         if before < self.after <= self.came:
-            self.then()
+            self.then(self._route())
+
+    def _route(self) -> list[str]:
+        with ControlClient(self.node.socket) as client:
+            (session,) = client.call("status").sessions
+        return list(dict.fromkeys(hop.name for hop in session.route if hop.name != self.node.name))
 
     def ids(self) -> list[int]:
         """The whole answer's ids."""
@@ -72,18 +84,13 @@ def asked(**fields: object) -> api.GenerateParams:
     return api.GenerateParams(**values)  # type: ignore[arg-type]
 
 
-def long_answer(
-    origin: TestNode, sampling: dict[str, object]
-) -> tuple[api.GenerateParams, list[int], list[str]]:
-    """A request whose answer has TOKENS ids, these, and the nodes of its route beside the origin's."""
+def long_answer(origin: TestNode, sampling: dict[str, object]) -> tuple[api.GenerateParams, list[int]]:
+    """A request whose answer has TOKENS ids, and these."""
     for number in range(100):
         params = asked(prompt=f"x{number}", **sampling)
-        request = Asked(origin, params, 0, lambda: None)
-        ids = request.ids()
+        ids = Asked(origin, params, 0, lambda _: None).ids()
         if len(ids) == TOKENS:
-            assert request.result is not None
-            names = dict.fromkeys(hop.name for hop in request.result.route if hop.name != origin.name)
-            return params, ids, list(names)
+            return params, ids
     raise AssertionError("every answer ends early")
 
 
@@ -117,20 +124,49 @@ def kill_worker(node: TestNode) -> None:
     os.kill(node.worker_pids()[0], signal.SIGKILL)
 
 
+@pytest.fixture
+def stopped() -> Iterator[list[int]]:
+    """Processes to be let go on at the end."""
+    pids: list[int] = []
+    yield pids
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("how", ["node", "worker", "two nodes"])
 @pytest.mark.parametrize("after", [1, 60])
 def test_an_answer_survives(cluster: Cluster, sampling: dict[str, object], how: str, after: int) -> None:
     origin = cluster.nodes["a"]
-    params, right, names = long_answer(origin, sampling)
-    victims = names[:2] if how == "two nodes" else names[-1:]
+    params, right = long_answer(origin, sampling)
 
-    def strike() -> None:
-        for name in victims:
+    def strike(names: list[str]) -> None:
+        assert len(names) == 2
+        for name in names if how == "two nodes" else names[-1:]:
             node = cluster.nodes[name]
             kill_worker(node) if how == "worker" else node.kill()
 
     assert Asked(origin, params, after, strike).ids() == right
+
+
+@pytest.mark.parametrize("what", ["node", "daemon", "worker"])
+@pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
+def test_an_answer_survives_what_hangs(cluster: Cluster, stopped: list[int], what: str, which: int) -> None:
+    """SIGSTOP: no connection ends, nobody says anything. `Asked.ids` has a deadline."""
+    params, right = long_answer(cluster.nodes["a"], {})
+
+    def strike(names: list[str]) -> None:
+        victim = cluster.nodes[names[which]]
+        assert victim.process is not None
+        daemon = [victim.process.pid] if what != "worker" else []
+        for pid in daemon + (victim.worker_pids() if what != "daemon" else []):
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
+    request = Asked(cluster.nodes["a"], params, 60, strike)
+    assert request.ids() == right
+    print(f"longest wait: {request.longest_s:.2f} s")
 
 
 @pytest.fixture(scope="module")
@@ -143,16 +179,16 @@ def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clus
 
 @pytest.mark.parametrize("victim", ["a", "b"])
 def test_without_a_replica_an_answer_waits_for_the_worker_to_be_back(pair: Cluster, victim: str) -> None:
-    params, right, _ = long_answer(pair.nodes["a"], {})
-    strike = lambda: kill_worker(pair.nodes[victim])  # noqa: E731
+    params, right = long_answer(pair.nodes["a"], {})
+    strike = lambda _: kill_worker(pair.nodes[victim])  # noqa: E731
     assert Asked(pair.nodes["a"], params, 20, strike).ids() == right
 
 
 def test_without_a_replica_an_answer_waits_for_the_node_to_be_back(pair: Cluster) -> None:
-    params, right, _ = long_answer(pair.nodes["a"], {})
+    params, right = long_answer(pair.nodes["a"], {})
     node = pair.nodes["b"]
 
-    def strike() -> None:
+    def strike(_: list[str]) -> None:
         node.kill()
         node.start()
 
@@ -163,8 +199,8 @@ def test_what_nobody_covers_in_time_is_named_with_who_had_it(model: Path, tmp_pa
     with Cluster(tmp_path, model) as cluster:
         cluster.full_mesh([Row("a", "embed,0-2"), Row("b", "3-5,head")], more="[sessions]\nrecover_s = 1")
         origin = cluster.nodes["a"]
-        params, _, _ = long_answer(origin, {})
+        params, _ = long_answer(origin, {})
         with pytest.raises(
             BlocksMissing, match="nobody reachable serves 3-5,head of model m within 1 s; b had them"
         ):
-            Asked(origin, params, 20, cluster.nodes["b"].kill).ids()
+            Asked(origin, params, 20, lambda _: cluster.nodes["b"].kill()).ids()

@@ -33,6 +33,7 @@ from dgnd.wire.messages import (
     HopOpened,
     OpenHop,
     OpenSequence,
+    Probe,
     Replay,
     Sampling,
     StepFrame,
@@ -62,6 +63,8 @@ class Node:
     other_model: str | None = None
     posted: list[tuple[str, Frame]] = field(default_factory=list)
     work: list[Frame] = field(default_factory=list)
+    nudged: list[str] = field(default_factory=list)
+    looked_after: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         host = HopHost(
@@ -72,6 +75,8 @@ class Node:
             is_allowed=KNOWN.__contains__,
             refuses_model=lambda *_: self.other_model,
             loaded_spans=lambda model: self._spans(),
+            nudge=self.nudged.append,
+            look_after=self.looked_after.append,
             to_worker=self._to_worker,
             n_blocks=lambda model: N_BLOCKS,
             context=lambda model: CONTEXT,
@@ -570,6 +575,29 @@ def test_a_dead_worker_is_told_to_every_origin() -> None:
     assert "SIGKILL" in news[0][1].message
     assert node.server.hops == {}
     assert node._news(lambda: node.server.on_worker_down("other", "x")) == []
+
+
+def test_who_waits_has_the_worker_and_the_way_onward_looked_after() -> None:
+    node = Node()
+    key = node.opened()
+    assert node.hears(ORIGIN, Probe(key=key)) == []
+    assert (node.looked_after, node.nudged) == (["m"], [AFTER.peer_id])
+    only_failure(node.hears(BEFORE, Probe(key=key)), BEFORE, "ticket_refused")
+    gone = HopKey(ORIGIN.peer_id, key.session, key.hop + 1)
+    only_failure(node.hears(ORIGIN, Probe(key=gone)), ORIGIN, "stale_state")
+    assert (node.looked_after, node.nudged) == (["m"], [AFTER.peer_id])
+
+
+def test_a_silent_worker_is_told_to_every_origin_and_keeps_its_hops() -> None:
+    node = Node()
+    node.opened()
+    node.opened(OTHER)
+    news = node._news(lambda: node.server.on_worker_silent("m", "is stopped"))
+    assert [(peer, message.kind) for peer, message in news] == [
+        (ORIGIN.peer_id, "worker_silent"),
+        (OTHER.peer_id, "worker_silent"),
+    ]
+    assert len(node.server.hops) == 2
 
 
 def test_a_step_for_a_worker_that_is_down_is_refused() -> None:

@@ -30,6 +30,8 @@ class HopHost:
     refuses_model: Callable[[str, str, str, str | None], str | None]
     loaded_spans: Callable[[str], Iterable[Span]]  #: of a model, those that compute now
     to_worker: Callable[[str, Frame], bool]  #: False when the model's worker is not there
+    nudge: Callable[[str], None]  #: an answer waits for a peer: it is gone if it gives no sign of life
+    look_after: Callable[[str], None]  #: an answer waits for a model's worker: the same of that
     n_blocks: Callable[[str], int]
     context: Callable[[str], int]  #: of a model, the positions that it can hold
 

@@ -23,6 +23,7 @@ from dgnd.errors import (
     ProtocolError,
     StaleState,
     WorkerDied,
+    WorkerSilent,
     error_from,
 )
 from dgnd.identity import Identity
@@ -37,11 +38,15 @@ from dgnd.wire.messages import (
     HopKey,
     HopLength,
     HopOpened,
+    PeerMessage,
+    Probe,
     Sampling,
     StepFrame,
     TokenFrame,
 )
 
+#: After so long without news the hops, and the connections to them, are looked after.
+PATIENCE_S = 0.75
 CANCEL_TIMEOUT_S = 2.0
 #: Without any sign of progress of a step for this long the answer ends with an error.
 STEP_TIMEOUT_S = 120.0
@@ -70,6 +75,7 @@ class DriverHost:
     peer_name: Callable[[str], str]
     is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
     suspect: Callable[[str], None]  #: a peer does not answer
+    nudge: Callable[[str], None]  #: a peer is waited for: it is gone if it gives no sign of life
     hop_ids: Iterator[int]  #: never repeats
 
 
@@ -84,7 +90,7 @@ class SessionDriver:
         self.host = host
         self.lease_s = lease_s
         self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
-        self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
+        self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
 
     # --- news from the hops
 
@@ -107,22 +113,24 @@ class SessionDriver:
         elif isinstance(message, TokenFrame | Credit):
             now = (self.session.branch, self.session.route_number)
             if (message.branch, message.route) == now:
-                self._queue(hop, frame)
+                self._queue(hop, message)
         elif isinstance(message, HopOpened | HopLength):
-            self._queue(hop, frame)
+            self._queue(hop, message)
 
     def _failed(self, hop: RouteHop, message: Failure) -> None:
         """What a hop reported, or what its predecessor says of it."""
         error = self._reported(hop, message)
         if isinstance(error, WorkerDied | StaleState) and not isinstance(error, NotYet):
             self.dead.add(hop.hop)
+        if isinstance(error, WorkerSilent):
+            self.host.suspect(hop.peer)
         self.fail(error)
 
-    def _queue(self, hop: RouteHop, frame: Frame) -> None:
+    def _queue(self, hop: RouteHop, message: PeerMessage) -> None:
         if self._send.statistics().current_buffer_used >= MAX_WAITING:
             self.fail(ProtocolError(f"{self.place(hop)} sends answers that nobody asked for"))
         elif self.broken is None:
-            self._send.send_nowait(frame)
+            self._send.send_nowait(message)
 
     def peer_down(self, peer: str, why: str) -> None:
         """A peer is gone; it matters if it is on the route."""
@@ -135,7 +143,7 @@ class SessionDriver:
         """The hops can't be used any more; whoever waits is told."""
         if self.broken is None:
             self.broken = error
-            self._send.send_nowait(Frame(Failure(kind=error.kind, message=error.message)))
+            self._send.send_nowait(Failure(kind=error.kind, message=error.message))
 
     def _reported(self, hop: RouteHop, message: Failure) -> DgnError:
         """What `hop` reported, named by who failed: a lost neighbour is not the fault of who noticed it."""
@@ -165,7 +173,7 @@ class SessionDriver:
     def begin_route(self, route: tuple[RouteHop, ...]) -> None:
         """Takes other hops, which are to be opened; what came from the ones before no longer counts."""
         self.broken = None
-        self._send, self._receive = trio.open_memory_channel[Frame](math.inf)
+        self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
         self.session.set_route(route)
         self.dead &= {hop.hop for hop in route}
 
@@ -229,13 +237,11 @@ class SessionDriver:
         session = self.session
         while True:
             self.send_steps(sampling)
-            with trio.move_on_after(STEP_TIMEOUT_S) as patience:
-                message = (await self.next_frame()).message
-            if patience.cancelled_caught:
+            message = await self.next_message(STEP_TIMEOUT_S)
+            if message is None:
                 where = ", ".join(self.place(hop) for hop in session.route)
                 self.fail(PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}"))
-                continue
-            if isinstance(message, Credit):
+            elif isinstance(message, Credit):
                 session.credit(message.stop)
             elif isinstance(message, TokenFrame):
                 session.credit(message.position)
@@ -252,26 +258,42 @@ class SessionDriver:
         lengths: list[int] = []
         for hop in self.session.route:
             self.host.post(hop.peer, Frame(ask(key=self.session.key(hop.hop), branch=branch)))
-        with trio.move_on_after(CANCEL_TIMEOUT_S):
-            try:
-                while waiting:
-                    message = (await self.next_frame()).message
-                    if isinstance(message, HopLength) and message.key.hop in waiting:
-                        waiting.remove(message.key.hop)
-                        lengths.append(message.length)
-            except DgnError:
-                return  # told to the next turn by self.broken
+        try:
+            while waiting and (message := await self.next_message(CANCEL_TIMEOUT_S)) is not None:
+                if isinstance(message, HopLength) and message.key.hop in waiting:
+                    waiting.remove(message.key.hop)
+                    lengths.append(message.length)
+        except DgnError:
+            return  # told to the next turn by self.broken
         if waiting:
             self.broken = PeerError("a hop did not say where it stopped")
         elif interrupted or min(lengths) < self.session.sent:
             self.session.hops_stopped_at(lengths)
 
-    async def next_frame(self) -> Frame:
-        """What a hop says next; raises `broken`."""
-        frame = await self._receive.receive()
-        if self.broken is not None:
-            raise self.broken
-        return frame
+    async def next_message(self, limit_s: float) -> PeerMessage | None:
+        """What a hop says next, None when nothing comes for `limit_s`; raises `broken`.
+
+        While nothing comes, the hops are looked after, so that one that hangs is found. Time is counted in
+        what this process itself waited: while it stands still, nobody is late.
+        """
+        waited = 0.0
+        while waited < limit_s:
+            patience = min(PATIENCE_S, limit_s - waited)
+            with trio.move_on_after(patience):
+                message = await self._receive.receive()
+                if self.broken is not None:
+                    raise self.broken
+                return message
+            waited += patience
+            self._look_after_hops()
+        return None
+
+    def _look_after_hops(self) -> None:
+        """Connections to them are looked at here; each hop looks at its worker and the connection onward."""
+        for peer in {hop.peer for hop in self.session.route}:
+            self.host.nudge(peer)
+        for hop in self.session.route:
+            self.host.post(hop.peer, Frame(Probe(key=self.session.key(hop.hop))))
 
 
 def hop_ids() -> Iterator[int]:

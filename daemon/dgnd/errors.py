@@ -123,6 +123,13 @@ class StepCrashesBackend(WorkerDied):
     retryable = False
 
 
+class WorkerSilent(WorkerDied):
+    """A worker process neither answers nor computes: it is stopped, or hangs."""
+
+    kind = "worker_silent"
+    code = -32026
+
+
 class PeerError(DgnError):
     """A peer, or the link to it, failed."""
 

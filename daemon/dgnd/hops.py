@@ -23,6 +23,7 @@ from dgnd.errors import (
     StaleState,
     TicketRefused,
     WorkerDied,
+    WorkerSilent,
 )
 from dgnd.hop import Hop
 from dgnd.journal import JournalBook
@@ -41,6 +42,7 @@ from dgnd.wire.messages import (
     HopOpened,
     OpenHop,
     OpenSequence,
+    Probe,
     Replay,
     StepFrame,
     Ticket,
@@ -77,7 +79,7 @@ class HopServer:
                     self._open(sender, message)
                 case StepFrame():
                     self._step(sender, message, frame.payload)
-                case History() | Cancel() | EndTurn() | CloseHop() | Replay():
+                case History() | Cancel() | EndTurn() | CloseHop() | Replay() | Probe():
                     self._control(sender, message, frame.payload)
                 case Failure(key=HopKey()):
                     self._pass_failure(sender, message)
@@ -153,7 +155,10 @@ class HopServer:
             raise WorkerDied(f"the worker of {hop.ticket.model} is not running")
 
     def _control(
-        self, sender: str, message: History | Cancel | EndTurn | CloseHop | Replay, payload: Tensor | None
+        self,
+        sender: str,
+        message: History | Cancel | EndTurn | CloseHop | Replay | Probe,
+        payload: Tensor | None,
     ) -> None:
         if sender != message.key.origin:
             raise TicketRefused("only its origin may steer a session")
@@ -161,7 +166,7 @@ class HopServer:
         if hop is None:
             if isinstance(message, Cancel | EndTurn):
                 self._host.post(sender, Frame(HopLength(key=message.key, branch=message.branch, length=0)))
-            elif isinstance(message, Replay):
+            elif isinstance(message, Replay | Probe):
                 raise StaleState(f"there is no hop {message.key.hop} of that session here")
             return
         hop.deadline = self._host.now() + hop.ticket.lease_s
@@ -177,6 +182,9 @@ class HopServer:
                 self._host.to_worker(hop.ticket.model, Frame(message))
             case Replay():
                 self._replay(hop, message)
+            case Probe():
+                self._host.look_after(hop.ticket.model)
+                self._host.nudge(hop.ticket.next)
             case CloseHop():
                 self._forget(hop)
 
@@ -296,6 +304,13 @@ class HopServer:
             if hop.ticket.model == model:
                 self._drop(hop)
                 error = WorkerDied(f"the worker with {hop.span} of {model} ended: {why}")
+                self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
+
+    def on_worker_silent(self, model: str, why: str) -> None:
+        """The worker of `model` does not move; it may yet."""
+        for key, hop in self.hops.items():
+            if hop.ticket.model == model:
+                error = WorkerSilent(f"the worker with {hop.span} of {model} {why}")
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
     def on_peer_down(self, peer: str) -> None:

@@ -21,8 +21,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import trio
-
 from dgnd.driver import MAX_CHUNK, SessionDriver
 from dgnd.errors import PeerError
 from dgnd.routing import Edge, Hop
@@ -110,15 +108,13 @@ async def _all_opened(driver: SessionDriver) -> dict[int, HopOpened]:
     session = driver.session
     waiting = {hop.hop: hop for hop in session.route}
     opened: dict[int, HopOpened] = {}
-    with trio.move_on_after(OPEN_TIMEOUT_S):
-        while waiting:
-            message = (await driver.next_frame()).message
-            if not isinstance(message, HopOpened) or message.route != session.route_number:
-                continue
-            hop = waiting.pop(message.key.hop, None)
-            if hop is not None and message.credits < 1:
-                raise PeerError(f"{driver.place(hop)} opened the session without room for a step")
-            opened[message.key.hop] = message
+    while waiting and (message := await driver.next_message(OPEN_TIMEOUT_S)) is not None:
+        if not isinstance(message, HopOpened) or message.route != session.route_number:
+            continue
+        hop = waiting.pop(message.key.hop, None)
+        if hop is not None and message.credits < 1:
+            raise PeerError(f"{driver.place(hop)} opened the session without room for a step")
+        opened[message.key.hop] = message
     if waiting:
         driver.dead.update(waiting)
         for hop in waiting.values():
@@ -165,10 +161,9 @@ async def _fill(
                     stop=stop,
                 )
                 driver.host.post(before.peer, Frame(replay))
-        with trio.move_on_after(FILL_TIMEOUT_S) as patience:
-            message = (await driver.next_frame()).message
-            if isinstance(message, Credit) and message.key.hop == last.hop:
-                while under_way and under_way[0] <= message.stop:
-                    under_way.popleft()
-        if patience.cancelled_caught:
+        message = await driver.next_message(FILL_TIMEOUT_S)
+        if isinstance(message, Credit) and message.key.hop == last.hop:
+            while under_way and under_way[0] <= message.stop:
+                under_way.popleft()
+        elif message is None:
             raise PeerError(f"no progress for {FILL_TIMEOUT_S:.0f} s of a replay to {driver.place(last)}")

@@ -45,6 +45,7 @@ from dgnd.wire.messages import (
     Manifest,
     Offers,
     OpenHop,
+    Probe,
     Replay,
     StepFrame,
     TokenFrame,
@@ -113,6 +114,7 @@ class Node:
             peer_name=self.names.of,
             is_up=self._is_up,
             suspect=self.suspects.add,
+            nudge=self.network.nudge,
             hop_ids=hop_ids(),
         )
         self.engine = Engine(
@@ -141,6 +143,7 @@ class Node:
         return WorkerHandlers(
             on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
             on_ready=lambda _: self.network.announce(),
+            on_silent=lambda model, why: self.hops.on_worker_silent(model, why),
             on_down=self._on_worker_down,
         )
 
@@ -154,6 +157,8 @@ class Node:
             refuses_model=self._refuses_model,
             loaded_spans=self._loaded_spans,
             to_worker=self._to_worker,
+            nudge=self.network.nudge,
+            look_after=self._look_after,
             n_blocks=lambda name: self.models[name].config.n_blocks,
             context=lambda name: self.models[name].config.max_positions,
         )
@@ -168,6 +173,11 @@ class Node:
     def _to_worker(self, name: str, frame: Frame) -> bool:
         worker = self.models[name].worker
         return worker is not None and worker.post(frame)
+
+    def _look_after(self, name: str) -> None:
+        worker = self.models[name].worker
+        if worker is not None:
+            worker.look_after()
 
     def _refuses_model(
         self, name: str, origin: str, config_digest: str, manifest_digest: str | None
@@ -199,7 +209,7 @@ class Node:
                 self.offers.peer_says(sender, message)
             case Manifest():
                 self._on_manifest(sender, message)
-            case OpenHop() | History() | Cancel() | EndTurn() | Replay():
+            case OpenHop() | History() | Cancel() | EndTurn() | Replay() | Probe():
                 self.hops.on_frame(sender, frame)
             case HopOpened() | TokenFrame() | Credit() | HopLength():
                 self.engine.on_frame(sender, frame)

@@ -62,7 +62,7 @@ class Recovery:
                 if not is_mendable(again):
                     raise
                 if trio.current_time() >= deadline:
-                    raise self._given_up(again, first) from error
+                    raise self._given_up(again, first) from again
                 error = again
             else:
                 log.info(
@@ -90,7 +90,7 @@ class Recovery:
 
     def _given_up(self, error: DgnError, first: DgnError) -> DgnError:
         if not isinstance(error, BlocksMissing):
-            return error
+            return first  # what came after it is its consequence: a worker that is not back yet, say
         lost = self.navigator.missing_units(self.model)
         names = sorted({self._had[unit] for unit in lost if unit in self._had})
         had = f"{', '.join(names)} had them last" if names else "nobody had them"

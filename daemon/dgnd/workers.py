@@ -20,6 +20,7 @@ from dgn_backends.registry import label_of
 from dgnd.errors import BackendError, BackendUnavailable, DgnError, ModelError, ProtocolError, error_from
 from dgnd.seal import Seal
 from dgnd.signal_name import signal_name
+from dgnd.vitals import moved_by
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -40,6 +41,8 @@ log = logging.getLogger("dgnd.workers")
 _READ_BYTES = 1 << 18
 _PING_INTERVAL_S = 2.0
 _SILENT_S = 30.0  #: without any byte from a worker for this long it is taken for hung
+_LOOK_S = 2.0  #: without a byte and without computing for so long while an answer waits it is told of
+_TICK_S = 0.1
 _SILENT_LOADING_S = 180.0  #: the same before it is loaded: importing a library holds up everything in it
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
@@ -56,6 +59,7 @@ class WorkerHandlers:
 
     on_frame: Callable[[str, Frame], None]
     on_ready: Callable[[str], None]
+    on_silent: Callable[[str, str], None]
     on_down: Callable[[str, str], None]
 
 
@@ -76,6 +80,9 @@ class WorkerHandle:
         self._seal = seal
         self._outbox: trio.MemorySendChannel[Frame] | None = None
         self._failure: DgnError | None = None
+        self._nursery: trio.Nursery | None = None
+        self._heard = 0  # times that bytes came
+        self._looked_after = False
 
     @property
     def ready(self) -> bool:
@@ -103,6 +110,27 @@ class WorkerHandle:
             return False
         self._outbox.send_nowait(frame)
         return True
+
+    def look_after(self) -> None:
+        """An answer waits for it: if it neither answers nor computes for a while, `on_silent` is told."""
+        if self._nursery is not None and self.ready and not self._looked_after:
+            self._looked_after = True
+            self._nursery.start_soon(self._look)
+
+    async def _look(self) -> None:
+        assert self.pid is not None
+        heard, moved = self._heard, moved_by(self.pid)
+        self.post(Frame(Ping(nonce=0)))
+        for _ in range(int(_LOOK_S / _TICK_S)):  # in ticks of ours: while dgnd stands still, nobody is late
+            await trio.sleep(_TICK_S)
+            if self._heard > heard:
+                break
+        else:
+            if moved_by(self.pid) == moved:
+                self._handlers.on_silent(
+                    self.model, f"(pid {self.pid}) neither answers nor computes: stopped, or hung"
+                )
+        self._looked_after = False
 
     async def run(self) -> None:
         """Runs until cancelled; the process is gone when this returns."""
@@ -153,11 +181,13 @@ class WorkerHandle:
                 trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream,
                 trio.open_nursery() as nursery,
             ):
+                self._nursery = nursery
                 nursery.start_soon(self._send_all, stream, receive)
                 nursery.start_soon(self._ping, send)
                 hung = await self._receive_all(stream)
                 nursery.cancel_scope.cancel()
         finally:
+            self._nursery, self._looked_after = None, False
             with trio.CancelScope(shield=True):
                 await _reap(process, patience_s=0.0 if hung else 0.5)
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
@@ -178,6 +208,7 @@ class WorkerHandle:
                     return False
                 if not data:
                     return False
+                self._heard += 1
                 silence.deadline = trio.current_time() + self._patience_s
                 try:
                     decoder.receive_data(data)

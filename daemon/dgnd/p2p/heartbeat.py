@@ -13,6 +13,9 @@ import trio
 from dgnd.p2p.settings import NetworkSettings
 
 _PROBE_S = 1.0
+#: For a sign of life that is asked for because an answer waits.
+NUDGE_S = 2.0
+_TICK_S = 0.1
 
 
 class Heartbeat:
@@ -52,6 +55,19 @@ class Heartbeat:
         with trio.move_on_after(_PROBE_S):
             await self._answered.wait()
         return self._answered.is_set()
+
+    async def lives(self) -> bool:
+        """Whether anything comes within NUDGE_S of a ping, or within six round trips if these are longer.
+
+        Time is counted in ticks of this process: while it stands still itself, nobody is late.
+        """
+        before = self._received()
+        self.ping()
+        for _ in range(int(max(NUDGE_S, 6 * (self.rtt_s or 0.0)) / _TICK_S)):
+            await trio.sleep(_TICK_S)
+            if self._received() > before:
+                return True
+        return False
 
     async def watch(self, is_up: Callable[[], bool]) -> str:
         """Returns, with the reason, when nothing has come for too long or the greeting takes too long."""

@@ -60,6 +60,7 @@ class Link:
         self._their_hello = trio.Event()
         self._said: Hello | None = None
         self._early: list[Frame] = []
+        self._nudged = False
         self._outbox = Outbox()
         self._nursery: trio.Nursery | None = None
 
@@ -116,6 +117,17 @@ class Link:
     async def _close_later(self) -> None:
         await trio.sleep(self._settings.goodbye_s)
         self._mux.close_now()  # not a cancellation: writes are shielded from those
+
+    def nudge(self) -> None:
+        """Ends the link soon if the peer gives no sign of life; asked for where an answer waits for it."""
+        if self.is_up and not self._nudged and self._nursery is not None:
+            self._nudged = True
+            self._nursery.start_soon(self._nudge)
+
+    async def _nudge(self) -> None:
+        if not await self.heartbeat.lives():
+            self.fail(PeerGone("no sign of life while an answer waits for it"))
+        self._nudged = False
 
     async def _watch(self) -> None:
         self.fail(PeerGone(await self.heartbeat.watch(lambda: self.is_up)))

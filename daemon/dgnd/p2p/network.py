@@ -226,6 +226,12 @@ class PeerNetwork:
         except PeerGone as error:
             raise PeerGone(f"the connection to {name} ended: {error.message}", peer=peer_id) from error
 
+    def nudge(self, peer_id: str) -> None:
+        """An answer waits for the peer: if it gives no sign of life soon, it is gone."""
+        link = self._links.get(peer_id)
+        if link is not None:
+            link.nudge()
+
     def announce(self) -> None:
         """What Hello says has changed: tells every connected peer."""
         now = self._handlers.hello()

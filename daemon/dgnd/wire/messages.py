@@ -237,6 +237,13 @@ class Cancel(Message, tag="cancel", frozen=True):
     branch: int
 
 
+class Probe(Message, tag="probe", frozen=True):
+    """The origin waits: is the hop's worker alive, and its connection to the next hop? Answered only by a
+    Failure, where one is not."""
+
+    key: HopKey
+
+
 class EndTurn(Message, tag="end_turn", frozen=True):
     """The answer is complete; answered by HopLength, of the hop and not of its worker."""
 
@@ -332,7 +339,7 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
 
 PeerMessage = (
     Hello | Offers | Manifest | Ping | Pong | Goodbye | OpenHop | HopOpened | StepFrame | History | Replay
-    | TokenFrame | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
+    | TokenFrame | Credit | Cancel | Probe | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
     LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame
