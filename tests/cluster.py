@@ -159,10 +159,15 @@ class TestNode:
         self.process.kill()
         self.process.wait()
 
+    def signal(self, number: int) -> None:
+        """Sends the daemon a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def terminate(self, timeout: float = 15.0) -> int:
         """SIGTERM; returns the exit code."""
+        self.signal(signal.SIGTERM)
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
 
 
@@ -212,18 +217,21 @@ class Cluster:
         peers: Sequence[str] = (),
         models: Mapping[str, Mapping[str, Any]] | None = None,
         more: str = "",
+        node: Mapping[str, Any] | None = None,
     ) -> TestNode:
-        """Writes a node's configuration. `peers`: names of nodes it lists; `models`: by default one, "m"."""
-        node = self.nodes[name]
+        """Writes a node's configuration. `peers`: names of nodes it lists; `models`: by default one, "m";
+        `node`: further keys of [node]."""
+        this = self.nodes[name]
         if models is None:
             models = {"m": {"path": str(self.model), "backend": self.backend}}
         lines = [
             "[node]",
             f'name = "{name}"',
-            f'state_dir = "{node.directory / "state"}"',
-            f'listen = ["/ip4/127.0.0.1/tcp/{node.port}"]',
+            f'state_dir = "{this.directory / "state"}"',
+            f'listen = ["/ip4/127.0.0.1/tcp/{this.port}"]',
+            *(f"{key} = {json.dumps(value)}" for key, value in (node or {}).items()),
             "[control]",
-            f'socket = "{node.socket}"',
+            f'socket = "{this.socket}"',
         ]
         for model, keys in models.items():
             lines += [f"[models.{model}]", *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]
@@ -234,8 +242,8 @@ class Cluster:
         for row in rows:
             peer = "self" if row.peer == name else row.peer
             lines += ["[[blocks]]", f'model = "{row.model}"', f'peer = "{peer}"', f'span = "{row.span}"']
-        node.config.write_text("\n".join([*lines, more, ""]))
-        return node
+        this.config.write_text("\n".join([*lines, more, ""]))
+        return this
 
     def start(self, *names: str, state: str = "ready") -> None:
         """Starts nodes (all by default) and waits until each is ready."""

@@ -170,6 +170,9 @@ class EchoService:
             raise NotFound(f"no session {params.session!r}")
         return api.CacheClearResult(1)
 
+    async def drain(self, params: api.DrainParams) -> api.Drained:
+        return api.Drained("ready", 0, 0) if params.undo else api.Drained("drained", 2, 1)
+
     async def shutdown(self) -> api.Done:
         self.stop.set()
         return api.Done()

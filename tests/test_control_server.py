@@ -214,6 +214,7 @@ CALLS: dict[str, api.Params] = {
     "session.export": api.SessionParams(session="s"),
     "cache.list": api.NoParams(),
     "cache.clear": api.CacheClearParams(session="s"),
+    "drain": api.DrainParams(undo=True),
     "shutdown": api.NoParams(),
 }
 

@@ -34,8 +34,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("pair"), model) as cluster:
-        # Nothing is waited for: what goes on after a failure is tested in test_failover.
-        cluster.full_mesh([Row("a", "embed,0-1"), Row("b", "2-3,head")], more="[sessions]\nrecover_s = 0")
+        # Nothing is waited for: what goes on after a failure is tested in test_failover and test_drain.
+        rows = [Row("a", "embed,0-1"), Row("b", "2-3,head")]
+        cluster.full_mesh(rows, more="[sessions]\nrecover_s = 0", node={"drain_s": 0.2})
         yield cluster
 
 
@@ -157,7 +158,7 @@ def test_sigterm_ends_a_busy_daemon_and_tells_its_client(pair: Cluster) -> None:
     assert time.monotonic() - begin < 5.0
     code, message, _ = answering.end(10)
     assert code != 0
-    assert "stopping" in message
+    assert "the node is leaving" in message
     assert pair.nodes["b"].ctl_json("status")["sessions"] == []
     assert not origin.socket.exists()
 

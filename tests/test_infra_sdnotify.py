@@ -36,8 +36,8 @@ def test_what_the_manager_receives(
     assert receiver.recv(1000) == b"READY=1\nSTATUS=two blocks"
     assert sdnotify.status("loading")
     assert receiver.recv(1000) == b"STATUS=loading"
-    assert sdnotify.stopping()
-    assert receiver.recv(1000) == b"STOPPING=1"
+    assert sdnotify.stopping(2.5)
+    assert receiver.recv(1000) == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=2500000"
 
 
 @pytest.mark.parametrize("environ", [{}, {"NOTIFY_SOCKET": ""}, {"NOTIFY_SOCKET": "vsock:2:1234"}])

@@ -28,6 +28,7 @@ log = logging.getLogger("dgnd")
 
 LOCK_FILE = "lock"
 _POLL_S = 0.1  #: of the state while starting
+_END_S = 5.0  #: beyond `drain_s`, what a service manager should grant a node that stops
 _STEADY_POLL_S = 1.0  #: once ready: what it costs is spent for as long as the daemon runs
 
 
@@ -88,8 +89,8 @@ async def _on_signals(node: Node, task_status: trio.TaskStatus[None] = trio.TASK
         task_status.started()
         async for number in arrivals:
             log.info("%s: stopping", signal.Signals(number).name)
-            sdnotify.stopping()
-            node.stop_requested.set()
+            sdnotify.stopping(node.drain.drain_s + _END_S)
+            node.stop()
 
 
 async def _tell_service_manager(node: Node) -> None:

@@ -16,6 +16,7 @@ import trio
 
 from dgnd.errors import (
     DgnError,
+    Draining,
     LimitError,
     NotYet,
     PeerError,
@@ -87,6 +88,7 @@ class SessionDriver:
         self.broken: DgnError | None = None  #: why the hops can't be used as they are
         self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
         self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
+        self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.host = host
         self.lease_s = lease_s
         self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
@@ -104,7 +106,10 @@ class SessionDriver:
         if isinstance(message, StepFrame):
             self._relay(sender, hop, frame)
         elif isinstance(message, Failure) and self._may_report(sender, hop):
-            self._failed(hop, message)
+            if message.kind == Draining.kind and message.tag != "open" and sender == hop.peer:
+                self.leaving.add(hop.hop)  # what to do about it is `dgnd.handover`'s
+            else:
+                self._failed(hop, message)
         elif sender != hop.peer:
             return
         elif isinstance(message, CloseHop):
@@ -176,6 +181,7 @@ class SessionDriver:
         self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
         self.session.set_route(route)
         self.dead &= {hop.hop for hop in route}
+        self.leaving &= {hop.hop for hop in route}
 
     def note_rooms(self, opened: Mapping[int, HopOpened]) -> None:
         """Remembers which of the hops just opened can hold least."""
@@ -211,6 +217,16 @@ class SessionDriver:
             self.close_hop(hop)
         self.session.drop_route()
         self.dead.clear()
+        self.leaving.clear()
+
+    def let_go(self) -> None:
+        """Between two answers: gives up the hops that are about to leave; the next answer finds others."""
+        for hop in self.session.route:
+            if hop.hop in self.leaving:
+                self.dead.add(hop.hop)
+                self.close_hop(hop)
+                self.fail(Draining(f"{self.place(hop)} was about to leave"))
+        self.leaving.clear()
 
     def close_hop(self, hop: RouteHop) -> None:
         """Frees one hop."""

@@ -19,11 +19,15 @@ from dgnd.errors import (
     Cancelled,
     ContextExceeded,
     DgnError,
+    Draining,
     NotFound,
+    PeerGone,
     ProtocolError,
     ShuttingDown,
+    WorkerDied,
 )
 from dgnd.generation import Answer, requested_sampling
+from dgnd.handover import hand_over
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 from dgnd.recovery import Recovery
@@ -31,6 +35,8 @@ from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey, Sampling
 
 DeltaSink = Callable[[str, list[int]], Awaitable[None]]
+#: Why a hop could not be opened though it was offered: others may be asked at once.
+_GONE = (Draining, PeerGone, WorkerDied)
 
 
 @dataclass(slots=True)
@@ -76,6 +82,7 @@ class Engine:
     host: DriverHost
     settings: EngineSettings
     stopping: bool = False
+    draining: bool = False  #: no new answer is begun
     conversations: ConversationBook = field(default_factory=ConversationBook)
 
     # --- frames
@@ -86,6 +93,12 @@ class Engine:
         conversation = self.conversations.get(key.session) if isinstance(key, HopKey) else None
         if conversation is not None:
             conversation.driver.deliver(sender, frame)
+            hand_over(conversation, self.navigator)
+
+    def on_offers(self) -> None:
+        """What is offered has changed: others may now serve what is about to leave."""
+        for conversation in self.conversations:
+            hand_over(conversation, self.navigator)
 
     def on_peer_down(self, peer: str, why: str) -> None:
         """Sessions that run through the peer can't go on with these hops."""
@@ -114,6 +127,8 @@ class Engine:
         clocks = Clocks(received=trio.current_time())
         if self.stopping:
             raise ShuttingDown("the daemon is stopping")
+        if self.draining:
+            raise Draining("this node is drained and begins no answers; ask another one")
         model = self.model(params.model)
         sampling = requested_sampling(params, model.sampling)
         with self.conversations.use(params.session, self._new_conversation, model) as conversation:
@@ -122,6 +137,8 @@ class Engine:
             finally:
                 if params.session is None:
                     conversation.driver.close()
+                else:
+                    conversation.driver.let_go()
 
     def _new_conversation(self, session: str, model: LocalModel) -> Conversation:
         self.conversations.make_room(self.settings.max_sessions)
@@ -153,13 +170,18 @@ class Engine:
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
         answer = Answer(model.text, stop, params.stop_ids, limit)
 
+        recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
+
         async def work() -> None:
             if limit > 0:
-                await self.navigator.ensure(driver, model, params.wait)
+                try:
+                    await self.navigator.ensure(driver, model, params.wait)
+                except _GONE as error:
+                    await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
                 answer.exactness.through(self.navigator.line(driver, model), begun=False)
                 clocks.prefill = trio.current_time()
-                await self._generate(conversation, prompt, sampling, answer, on_delta, clocks)
+                await self._generate(conversation, recovery, prompt, sampling, answer, on_delta, clocks)
 
         try:
             await _until(cancelled, work)
@@ -182,6 +204,7 @@ class Engine:
     async def _generate(
         self,
         conversation: Conversation,
+        recovery: Recovery,
         prompt: list[int],
         sampling: Sampling,
         answer: Answer,
@@ -192,7 +215,6 @@ class Engine:
         session.set_tokens(prompt)
         if sampling.needs_history:
             driver.tell_history(len(prompt))
-        recovery = Recovery(self.navigator, driver, conversation.model, self.settings.recover_s)
         while not answer.done:
             try:
                 token = await driver.next_token(sampling)

@@ -7,7 +7,8 @@
     │   ├── ContextExceeded   a prompt longer than the context
     │   └── NotFound          no such model, session, peer
     ├── NotReady              may succeed later: loading, connecting
-    │   └── BlocksMissing     nobody serves some blocks; data["missing"]
+    │   ├── BlocksMissing     nobody serves some blocks; data["missing"]
+    │   └── Draining          a node, or some of its blocks, are about to leave
     ├── Cancelled             by the caller or by shutdown
     │   └── ShuttingDown
     ├── WorkerDied            a worker process ended during the request
@@ -87,6 +88,13 @@ class BlocksMissing(NotReady):
 
     kind = "blocks_missing"
     code = -32021
+
+
+class Draining(NotReady):
+    """The node, or the blocks asked for, are about to leave: nothing new begins there; others may serve."""
+
+    kind = "draining"
+    code = -32026
 
 
 class Cancelled(DgnError):
@@ -327,10 +335,10 @@ def error_from(kind: str, message: str, data: dict[str, DataValue]) -> DgnError:
 
 __all__ = [
     "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled",
-    "ConfigError", "ContextExceeded", "DataValue", "DgnError", "IdentityMismatch", "InternalError",
-    "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound", "ModelError",
-    "NoDaemon", "NoRoomNow", "NonFiniteOutput", "NotFound", "NotReady", "NotYet", "ParseError", "PeerError",
-    "PeerGone", "PeerRefused", "PositionGap", "ProtocolError", "RpcError", "ShuttingDown", "SocketDenied",
-    "StalePrefix", "StaleSocket", "StaleState", "TicketRefused", "UnknownMessage", "WorkerDied", "all_errors",
-    "error_from", "one_line",
+    "ConfigError", "ContextExceeded", "DataValue", "DgnError", "Draining", "IdentityMismatch",
+    "InternalError", "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound",
+    "ModelError", "NoDaemon", "NoRoomNow", "NonFiniteOutput", "NotFound", "NotReady", "NotYet",
+    "ParseError", "PeerError", "PeerGone", "PeerRefused", "PositionGap", "ProtocolError", "RpcError",
+    "ShuttingDown", "SocketDenied", "StalePrefix", "StaleSocket", "StaleState", "TicketRefused",
+    "UnknownMessage", "WorkerDied", "all_errors", "error_from", "one_line",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ sampling.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import msgspec
 
@@ -16,6 +17,7 @@ from dgn_backends.tensor import Tensor
 from dgnd.admission import Admission, HopHost, claimed_key
 from dgnd.errors import (
     DgnError,
+    Draining,
     LimitError,
     NotReady,
     PeerGone,
@@ -66,6 +68,7 @@ class HopServer:
         self._admission = Admission(host, tickets, max_sessions)
         self.journals = JournalBook(journal_bytes)
         self.hops: dict[HopKey, Hop] = {}
+        self.draining = False  #: no new hop is opened
         self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
     # --- from peers and from this node's own engine
@@ -102,6 +105,8 @@ class HopServer:
         if hop is not None:
             self._reroute(hop, ticket)
             return
+        if self.draining and ticket.key.origin != host.me:
+            raise Draining("this node is about to leave and opens nothing new")
         self._replace(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
@@ -330,12 +335,28 @@ class HopServer:
                 self._forget(hop)
                 self._host.post(key.origin, Frame(CloseHop(key=key, reason="its lease ended")))
 
+    def foreign(self) -> list[Hop]:
+        """Those that serve other origins."""
+        return [hop for key, hop in self.hops.items() if key.origin != self._host.me]
+
+    def ask_to_leave(self, hops: Iterable[Hop], why: str) -> None:
+        """Tells the origins of `hops` to go on without them; they stay until those do."""
+        for hop in hops:
+            key = hop.ticket.key
+            failure = failure_of(Draining(why), key, hop.fence.branch, "drain")
+            self._host.post(key.origin, Frame(failure))
+
+    def close_foreign(self, reason: str) -> None:
+        """Other origins are no longer served."""
+        for hop in self.foreign():
+            self._forget(hop)
+            self._host.post(hop.ticket.key.origin, Frame(CloseHop(key=hop.ticket.key, reason=reason)))
+
     def close_all(self, reason: str) -> None:
         """The node stops serving."""
-        for key, hop in list(self.hops.items()):
+        self.close_foreign(reason)
+        for hop in list(self.hops.values()):
             self._forget(hop)
-            if key.origin != self._host.me:
-                self._host.post(key.origin, Frame(CloseHop(key=key, reason=reason)))
 
     def _forget(self, hop: Hop) -> None:
         self._drop(hop)

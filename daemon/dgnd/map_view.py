@@ -46,4 +46,6 @@ def _state(model: LocalModel, node: str, span: str, live: str, offers: OfferBook
         return "connected, offers nothing"
     if not offers.manifests.usable(node, model.name):
         return "other weights" if offers.manifests.get(node, model.name) else "not verified yet"
+    if offers.is_leaving(model, node):
+        return "leaving"
     return "ready" if span in ("", live) else "differs from this map"

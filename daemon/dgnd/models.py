@@ -124,7 +124,7 @@ class LocalModel:
         """`loaded` as spans."""
         return tuple(s for item in self.loaded() for s in parse_spans(item.span, self.config.n_blocks))
 
-    def span_offers(self) -> tuple[SpanOffer, ...]:
+    def span_offers(self, *, leaving: bool = False) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""
         available = available_bytes()
         if self.worker is not None and self.worker.stats.kv_budget:
@@ -138,6 +138,7 @@ class LocalModel:
                 row_invariant=item.row_invariant,
                 quant=self.section.quant,
                 free_kv_positions=available // max(item.kv_bytes_per_position, 1),
+                leaving=leaving,
             )
             for item in self.loaded()
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from dgnd.driver import SessionDriver
-from dgnd.errors import BlocksMissing, ManifestMismatch, ModelError, NotReady, StaleState
+from dgnd.errors import BlocksMissing, DgnError, ManifestMismatch, ModelError, NotReady, StaleState
 from dgnd.exactness import Way
 from dgnd.laying import ModelIdentity, lay_route
 from dgnd.mending import mended_line
@@ -68,13 +68,32 @@ class Navigator:
 
     def _line(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop | RouteHop, ...]:
         """The hops of the next route, those that stay as they are."""
+        alive = [hop for hop in driver.session.route if self._lives(driver, model, hop)]
+        staying = [hop for hop in alive if hop.hop not in driver.leaving]
+        try:
+            return self._mended(driver, model, staying)
+        except NotReady:
+            if len(staying) == len(alive):
+                raise
+        return self._mended(driver, model, alive)  # nobody else has it: what leaves stays as long as it can
+
+    def can_spare(self, driver: SessionDriver, model: LocalModel) -> bool:
+        """Whether others can take the place of the session's hops that are about to leave."""
         route = driver.session.route
-        alive = [hop for hop in route if self._lives(driver, model, hop)]
-        if not alive:
+        staying = [h for h in route if h.hop not in driver.leaving and self._lives(driver, model, h)]
+        try:
+            self._mended(driver, model, staying)
+        except DgnError:
+            return False
+        return True
+
+    def _mended(
+        self, driver: SessionDriver, model: LocalModel, staying: list[RouteHop]
+    ) -> tuple[Hop | RouteHop, ...]:
+        if not staying:
             return self.find(model, driver.session.id)
-        self._refuse_conflict(model, [hop.peer for hop in alive])
-        offers = self._usable(model)
-        return mended_line(self.asked(model, driver.session.id), alive, offers)
+        self._refuse_conflict(model, [hop.peer for hop in staying])
+        return mended_line(self.asked(model, driver.session.id), staying, self._usable(model))
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
         return (

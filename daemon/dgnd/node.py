@@ -17,6 +17,7 @@ from dgn_backends.span import Span
 from dgnd.admission import HopHost
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.load import LoadedConfig
+from dgnd.drain import Drain
 from dgnd.driver import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
@@ -125,6 +126,7 @@ class Node:
                 config.sessions.idle_s, config.sessions.max_sessions, config.sessions.recover_s
             ),
         )
+        self.drain = Drain(self.offers, self.hops, self.engine, self._tell_offers, loaded.config.node.drain_s)
         self.service = NodeService(
             version=who.version,
             names=self.names,
@@ -134,7 +136,8 @@ class Node:
             engine=self.engine,
             hops=self.hops,
             network=self.network,
-            stop=self.stop_requested.set,
+            drainer=self.drain,
+            stop=self.stop,
         )
 
     # --- wiring
@@ -142,7 +145,7 @@ class Node:
     def _worker_handlers(self) -> WorkerHandlers:
         return WorkerHandlers(
             on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
-            on_ready=lambda _: self.network.announce(),
+            on_ready=lambda _: self._offers_changed(),
             on_silent=lambda model, why: self.hops.on_worker_silent(model, why),
             on_down=self._on_worker_down,
         )
@@ -207,6 +210,7 @@ class Node:
         match message:
             case Offers():
                 self.offers.peer_says(sender, message)
+                self.engine.on_offers()
             case Manifest():
                 self._on_manifest(sender, message)
             case OpenHop() | History() | Cancel() | EndTurn() | Replay() | Probe():
@@ -229,13 +233,14 @@ class Node:
         conflict = self.offers.manifests.conflict(message.model, (self.me, peer))
         if conflict is not None:
             log.error("%s", conflict_text(message.model, conflict, self.names.of))
+        self.engine.on_offers()
 
     def _on_up(self, peer: str, hello: Hello) -> None:
         self.suspects.clear(peer)
         self.offers.peer_up(peer, hello)
         for frame in self.offers.manifest_frames():
             self.office.post(peer, frame)
-        self.network.announce()
+        self._offers_changed()
 
     def _on_down(self, peer: str, why: str) -> None:
         self.offers.peer_down(peer)
@@ -247,6 +252,18 @@ class Node:
         self.hops.on_worker_down(model, why)
         self.network.announce()
 
+    def _offers_changed(self) -> None:
+        """More is offered than before, here or elsewhere."""
+        self.network.announce()
+        self.engine.on_offers()
+
+    def _tell_offers(self) -> None:
+        """As `announce`, and on the way of all other frames: those that follow are read in its light."""
+        hello = self.offers.hello()
+        for peer in list(self.offers.heard):
+            self.office.post(peer, Frame(Offers(offers=hello.offers, peers=hello.peers)))
+        self._offers_changed()
+
     def _manifest_done(self) -> None:
         for model in self.models.values():
             if model.manifest is not None:
@@ -254,12 +271,18 @@ class Node:
         for peer in list(self.offers.heard):
             for frame in self.offers.manifest_frames():
                 self.office.post(peer, frame)
-        self.network.announce()
+        self._offers_changed()
 
     # --- life
 
+    def stop(self) -> None:
+        """Begins to stop: sessions are handed over first. Called again, it waits for that no longer."""
+        if self.stop_requested.is_set():
+            self.drain.hurry()
+        self.stop_requested.set()
+
     async def run(self) -> None:
-        """Runs until `stop_requested`; then says goodbye, and everything it started is gone when it
+        """Runs until `stop`; then hands over, says goodbye, and everything it started is gone when it
         returns."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.office.run)
@@ -269,8 +292,11 @@ class Node:
                 if model.worker is not None:
                     nursery.start_soon(model.worker.run)
             nursery.start_soon(self._sweep)
+            await nursery.start(self.drain.run)
             self.service.started = True
             await self.stop_requested.wait()
+            self.drain.begin()
+            await self.drain.finished()
             await self._farewell()
             nursery.cancel_scope.cancel()
 

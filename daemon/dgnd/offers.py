@@ -30,6 +30,7 @@ class OfferBook:
         self.me = me
         self.manifests = ManifestBook(me)
         self.heard: dict[str, Hello] = {}
+        self.draining = False  #: all of mine is about to leave
         self._name = name
         self._software = software
         self._models = models
@@ -54,7 +55,7 @@ class OfferBook:
             config_digest="" if manifest is None else manifest.config_digest,
             tokenizer_digest=None if manifest is None else manifest.tokenizer_digest,
             manifest_digest=None if manifest is None or not manifest.complete else manifest.digest,
-            spans=model.span_offers(),
+            spans=model.span_offers(leaving=self.draining),
         )
 
     def manifest_frames(self) -> list[Frame]:
@@ -105,7 +106,8 @@ class OfferBook:
     # --- what follows
 
     def offers(self, model: LocalModel) -> list[Offer]:
-        """Spans that can be routed through now: mine, and those of peers whose weights agree with mine."""
+        """Spans that can be routed through now: mine, and those of peers whose weights agree with mine; not
+        what is about to leave."""
         found = [Offer(self.me, span) for span in model.loaded_spans()]
         for peer, hello in self.heard.items():
             for offer in hello.offers:
@@ -118,6 +120,7 @@ class OfferBook:
             return [
                 Offer(peer, span)
                 for item in offer.spans
+                if not item.leaving
                 for span in parse_spans(item.span, model.config.n_blocks)
             ]
         except SpanSyntaxError as error:
@@ -125,7 +128,7 @@ class OfferBook:
             return []
 
     def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
-        """How `peer` computes `span`; None where it does not offer that now."""
+        """How `peer` computes `span`, also if it is about to leave; None where it is not offered now."""
         hello = self.heard.get(peer)
         offers = hello.offers if hello is not None else ()
         said = [item for offer in offers if offer.model == model.name for item in offer.spans]
@@ -136,6 +139,12 @@ class OfferBook:
             except SpanSyntaxError:
                 continue
         return None
+
+    def is_leaving(self, model: LocalModel, peer: str) -> bool:
+        """Whether a peer is about to leave with something of the model."""
+        hello = self.heard.get(peer)
+        offers = hello.offers if hello is not None else ()
+        return any(item.leaving for offer in offers if offer.model == model.name for item in offer.spans)
 
     def missing(self, model: LocalModel) -> str:
         """What nobody reachable serves, in the config's notation; empty when a route exists."""

@@ -15,6 +15,7 @@ from dgnd.driver import SessionDriver
 from dgnd.errors import (
     BlocksMissing,
     DgnError,
+    Draining,
     NotReady,
     PeerError,
     PeerGone,
@@ -49,7 +50,8 @@ class Recovery:
     async def go_on(self, error: DgnError) -> None:
         """Lays the route anew after `error`; the tokens so far stand. Raises `error` itself where nobody
         else could do better, StepCrashesBackend, or BlocksMissing with who had them last."""
-        if not is_mendable(error) or self.recover_s <= 0:
+        handed_over = isinstance(error, Draining)  # what it lost is still there: that needs nobody's patience
+        if not is_mendable(error) or (self.recover_s <= 0 and not handed_over):
             raise error
         first = error
         deadline = trio.current_time() + self.recover_s

@@ -37,9 +37,9 @@ def status(text: str) -> bool:
     return notify(f"STATUS={_one_line(text)}")
 
 
-def stopping() -> bool:
-    """The daemon has begun to stop."""
-    return notify("STOPPING=1")
+def stopping(within_s: float) -> bool:
+    """The daemon has begun to stop, and asks to be given `within_s` for it."""
+    return notify(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={round(within_s * 1e6)}")
 
 
 def _one_line(text: str) -> str:

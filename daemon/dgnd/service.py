@@ -18,6 +18,7 @@ from dgnd.blocksmap import BlocksMap
 from dgnd.cache_view import cache_entries
 from dgnd.control import api
 from dgnd.control.checks import check_session
+from dgnd.drain import Drain
 from dgnd.engine import DeltaSink, Engine
 from dgnd.errors import BlocksMissing, ModelError, NotFound
 from dgnd.hops import HopServer
@@ -43,6 +44,7 @@ class NodeService:
     engine: Engine
     hops: HopServer
     network: PeerNetwork
+    drainer: Drain
     stop: Callable[[], None]
     started: bool = False
     prober: Prober = field(default_factory=Prober)
@@ -58,6 +60,8 @@ class NodeService:
         """One word for how the node is."""
         if self.engine.stopping:
             return "draining"
+        if self.drainer.state:
+            return self.drainer.state
         if not self.started:
             return "starting"
         workers = [model.worker for model in self.models.values() if model.worker is not None]
@@ -148,6 +152,15 @@ class NodeService:
                         f"relayed: {a} and {b} don't know each other, so their edge goes through here"
                     )
         return list(dict.fromkeys(notes))
+
+    async def drain(self, params: api.DrainParams) -> api.Drained:
+        """Has this node's sessions handed over, or serves again."""
+        if params.undo:
+            self.drainer.undo()
+            return api.Drained(state=self.state(), left=0, ended=0)
+        self.drainer.begin()
+        found = await self.drainer.finished()
+        return api.Drained(state=self.state(), left=found.left, ended=found.ended)
 
     async def shutdown(self) -> api.Done:
         """Begins to stop the daemon."""

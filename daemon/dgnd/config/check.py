@@ -28,6 +28,8 @@ SELF = "self"
 
 DTYPES = ("auto", "f32", "bf16", "f16")
 QUANTS: tuple[str, ...] = get_args(Quant)
+#: A node that takes longer to leave than this is not leaving.
+MOST_DRAIN_S = 3600.0
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
 #: More blocks than any model has, for reading a span before the model is known.
@@ -69,6 +71,8 @@ def _check_node(config: Config) -> None:
             raise KeyProblem(at, f'"{text}" is no address to listen on; /ip4/0.0.0.0/tcp/4001 listens on all')
         if address.peer_id is not None:
             raise KeyProblem(at, f'"{text}": an address to listen on ends after the port')
+    if not 0 <= node.drain_s <= MOST_DRAIN_S:
+        raise KeyProblem(("node", "drain_s"), f"node.drain_s must be from 0 to {MOST_DRAIN_S:.0f} seconds")
     if not (config.sessions.idle_s > 0 and math.isfinite(config.sessions.idle_s)):
         raise KeyProblem(("sessions", "idle_s"), "sessions.idle_s must be a number of seconds above 0")
     if not (config.sessions.recover_s >= 0 and math.isfinite(config.sessions.recover_s)):

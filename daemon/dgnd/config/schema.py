@@ -20,6 +20,7 @@ class NodeConfig(Section, frozen=True):
     name: str = ""  #: empty: the host name
     state_dir: Path = Path("/var/lib/dgn")
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    drain_s: float = 5.0  #: for running sessions to be handed over, or to end, before the node leaves
 
 
 class ControlConfig(Section, frozen=True):

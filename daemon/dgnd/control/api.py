@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-NodeState = Literal["starting", "loading", "ready", "degraded", "draining"]
+NodeState = Literal["starting", "loading", "ready", "degraded", "draining", "drained"]
 FinishReason = Literal["stop", "length", "cancelled"]
 BackendState = Literal["usable", "broken"]
 
@@ -314,6 +314,20 @@ class SessionTokens(msgspec.Struct, frozen=True):
     token_ids: list[int]
 
 
+class DrainParams(Params, frozen=True):
+    """`drain`: or, with `undo`, takes sessions again."""
+
+    undo: bool = False
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """What came of `drain`. Nothing was drained where `state` is another than `drained`."""
+
+    state: NodeState
+    left: int  #: sessions that ended by themselves or were handed over
+    ended: int  #: sessions that were cut off when `drain_s` was over
+
+
 class Done(msgspec.Struct, frozen=True):
     """For methods that only do something."""
 
@@ -337,5 +351,6 @@ METHODS: dict[str, tuple[type[Params], object]] = {
     "session.import": (SessionImportParams, Done),
     "cache.list": (NoParams, list[CacheEntry]),
     "cache.clear": (CacheClearParams, CacheClearResult),
+    "drain": (DrainParams, Drained),
     "shutdown": (NoParams, Done),
 }

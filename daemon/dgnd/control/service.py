@@ -88,6 +88,10 @@ class ControlService(Protocol):
         """Forgets one session, or all of this node's own."""
         ...
 
+    async def drain(self, params: api.DrainParams) -> api.Drained:
+        """Has sessions handed over, beginning nothing new, and returns when that is done; or undoes it."""
+        ...
+
     async def shutdown(self) -> api.Done:
         """Begins to stop the daemon; returns before it ends, so that the caller gets its answer."""
         ...

@@ -38,6 +38,7 @@ class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
     row_invariant: bool = False
     quant: str = "none"
     free_kv_positions: int = 0
+    leaving: bool = False  #: hops that are open go on for a while, new ones are refused
 
 
 class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
