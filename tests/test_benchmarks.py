@@ -76,6 +76,12 @@ def test_hop_cost() -> None:
     assert all(way["tokens"] >= 4 for way in figures.values())
 
 
+def test_rolling() -> None:
+    figures = _figures("rolling.py")
+    assert figures["restarts"] == 3
+    assert (figures["failed"], figures["wrong"]) == (0, 0)
+
+
 def test_quality(tmp_path: Path) -> None:
     figures = _figures("quality.py", "--models", str(tmp_path))  # dgn-demo alone
     assert list(figures["perplexity"]) == ["dgn-demo"]
@@ -117,5 +123,12 @@ def test_the_comparison_with_llama_cpp(tmp_path: Path) -> None:
 def test_the_page_about_performance_names_every_benchmark() -> None:
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     scripts = sorted(path.name for path in BENCHMARKS.glob("*.py"))
-    assert scripts == ["compare_llamacpp.py", "hop_cost.py", "line.py", "quality.py", "startup.py"]
+    assert scripts == [
+        "compare_llamacpp.py",
+        "hop_cost.py",
+        "line.py",
+        "quality.py",
+        "rolling.py",
+        "startup.py",
+    ]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
+from load import TWO_OF_THREE, Load, restart, serving
 from test_failover import SAMPLINGS, TOKENS, Asked, asked
 from tiny_llama import make_tiny_llama
 
@@ -75,11 +76,6 @@ def ask(origin: TestNode, params: api.GenerateParams) -> api.GenerateResult:
     request.ids()
     assert request.result is not None
     return request.result
-
-
-def serving(node: TestNode) -> set[str]:
-    """The nodes whose blocks it can use."""
-    return {row["name"] for row in node.ctl_json("map")["rows"] if row["state"] == "ready"}
 
 
 def drained(node: TestNode) -> api.Drained:
@@ -201,3 +197,15 @@ def test_a_second_signal_waits_for_nobody(model: Path, tmp_path: Path) -> None:
         assert node.terminate(3 * END_S) == 0
         with pytest.raises(ShuttingDown, match="the node is leaving"):
             answer.ids()
+
+
+def test_all_nodes_are_restarted_under_load(model: Path, tmp_path: Path) -> None:
+    with Cluster(tmp_path, model) as cluster:
+        origin = cluster.add("origin")
+        cluster.full_mesh(TWO_OF_THREE)
+        with Load(origin) as load:
+            for name in "abc":
+                restart(cluster, origin, name)
+                load.wait_for_more()
+        assert load.errors == []
+        assert load.wrong == []
