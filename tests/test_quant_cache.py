@@ -126,7 +126,7 @@ def _empty(data: bytearray) -> None:
     ids=["magic", "middle", "last byte", "swapped", "cut", "longer", "lost", "empty"],
 )
 def test_a_damaged_entry_is_never_used(
-    model: Path, tmp_path: Path, damage: Callable[[bytearray], None]
+    model: Path, tmp_path: Path, damage: Callable[[bytearray], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     make_tiny_llama(model, vocab_size=1000, dtype="bf16", tokenizer=False)
     wanted = opened(model, None).get(EMBEDDING)
@@ -137,9 +137,15 @@ def test_a_damaged_entry_is_never_used(
     data = bytearray(whole)
     damage(data)
     assert data != whole
+    assert entry.stat().st_mode & 0o777 == 0o400  # nobody overwrites it in passing
+    entry.chmod(0o600)
     entry.write_bytes(data)
+    assert caplog.records == []
     assert same(files.get(EMBEDDING), wanted)
     assert entry.read_bytes() == whole
+    (record,) = caplog.records
+    assert str(entry) in record.getMessage()
+    assert record.getMessage().endswith("it is made again")
 
 
 def test_a_pipe_in_place_of_an_entry_is_not_waited_for(model: Path, tmp_path: Path) -> None:

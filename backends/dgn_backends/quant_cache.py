@@ -66,6 +66,7 @@ class QuantisedFiles:
         self._threads = threads or os.cpu_count() or 1
         self._directory: Path | None = None
         self._writable = cache_dir is not None
+        self._making = False  # said once, not for each matrix
         if cache_dir is not None:
             path = files.path.resolve()
             key = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
@@ -95,6 +96,9 @@ class QuantisedFiles:
         kept = _read(path, header, target_shape, scheme)
         if kept is not None:
             return kept
+        if not self._making:
+            self._making = True
+            log.info("%s: making %s weights of %s", self._directory, self._quant, self._files.path)
         made = self._make(names, sources, target_shape, scheme)
         if self._writable:
             try:
@@ -183,19 +187,30 @@ def _digest(data: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> Quantised | None:
-    """The entry in `path`, or None where there is none, or it was made from something else or is damaged."""
+    """The entry in `path`, or None where there is none, or it was made from something else or is damaged,
+    which the log says."""
     codes, *_, size = _layout(shape, scheme)
     try:
         with open_regular(path) as file:
-            if os.fstat(file.fileno()).st_size != size:
-                return None
+            found = os.fstat(file.fileno()).st_size
+            if found != size:
+                return _unusable(path, f"has {found:,} of {size:,} bytes")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError, ModelError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError, ModelError) as error:
+        return _unusable(path, f"can't be read ({error})")
     written, digest = _parse_header(mapped[:codes])
-    if written != header or digest != _digest(np.frombuffer(mapped, np.uint8, size - codes, codes)):
-        return None
+    if written != header:
+        return _unusable(path, "was made from something else")
+    if digest != _digest(np.frombuffer(mapped, np.uint8, size - codes, codes)):
+        return _unusable(path, "is damaged: its bytes are not those that were written")
     return _views(mapped, shape, scheme)
+
+
+def _unusable(path: Path, what: str) -> Quantised | None:
+    log.warning("%s: this cache of quantised weights %s; it is made again", path, what)
+    return None
 
 
 def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quantised:
@@ -219,6 +234,7 @@ def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quan
             digest = _digest(np.frombuffer(mapped, np.uint8, size - codes, codes))
             file.seek(0)
             file.write(_MAGIC + digest + len(header).to_bytes(4, "little") + header)
+            os.fchmod(file.fileno(), 0o400)  # who cuts or overwrites it ends the workers that have it mapped
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -269,5 +285,6 @@ def _is_current(entry: Path, files: Path, identities: dict[str, list[int] | None
             if identities[name] != identity:
                 return False
     except (ValueError, TypeError):
+        _unusable(entry, "has a damaged head")
         return False
     return True

@@ -9,7 +9,6 @@ import importlib.metadata
 import logging
 import signal
 import socket as sockets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +19,9 @@ from dgnd.config.load import LoadedConfig
 from dgnd.control.lock import LockFile
 from dgnd.control.server import serve_control
 from dgnd.control.socket_path import daemon_socket
-from dgnd.errors import ConfigError, DgnError, one_line
+from dgnd.errors import ConfigError, DgnError
 from dgnd.identity import IDENTITY_FILE, Identity
+from dgnd.logs import log_to_stderr
 from dgnd.node import Node, NodeIdentity
 
 log = logging.getLogger("dgnd")
@@ -34,11 +34,7 @@ _STEADY_POLL_S = 1.0  #: once ready: what it costs is spent for as long as the d
 
 def run(loaded: LoadedConfig, socket: Path | None) -> None:
     """Runs the daemon to its end. Raises DgnError when it can't start or go on."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_on_one_line)
+    log_to_stderr(logging.INFO)
     config = loaded.config
     state_dir = config.node.state_dir
     try:
@@ -64,12 +60,6 @@ def run(loaded: LoadedConfig, socket: Path | None) -> None:
             raise ours from None
     finally:
         lock.release()
-
-
-def _on_one_line(record: logging.LogRecord) -> bool:
-    """Messages may quote what peers and files say, and that must not look like further lines of the log."""
-    record.msg, record.args = one_line(record.getMessage()), ()
-    return True
 
 
 async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:

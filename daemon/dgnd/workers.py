@@ -17,7 +17,16 @@ from pathlib import Path
 import trio
 
 from dgn_backends.registry import label_of
-from dgnd.errors import BackendError, BackendUnavailable, DgnError, ModelError, ProtocolError, error_from
+from dgnd.errors import (
+    BackendError,
+    BackendUnavailable,
+    DgnError,
+    ModelError,
+    ProtocolError,
+    WorkerDied,
+    error_from,
+)
+from dgnd.mapped_files import MappedFiles
 from dgnd.seal import Seal
 from dgnd.signal_name import signal_name
 from dgnd.vitals import moved_by
@@ -83,6 +92,7 @@ class WorkerHandle:
         self._nursery: trio.Nursery | None = None
         self._heard = 0  # times that bytes came
         self._looked_after = False
+        self._mapped = MappedFiles()
 
     @property
     def ready(self) -> bool:
@@ -170,7 +180,7 @@ class WorkerHandle:
                 stdin=subprocess.DEVNULL,
                 env=worker_environment(),
             )
-        self.pid = process.pid
+        self.pid, self._mapped = process.pid, MappedFiles()
         oom_before = _oom_kills()
         send, receive = trio.open_memory_channel[Frame](float("inf"))
         self._outbox = send
@@ -195,7 +205,22 @@ class WorkerHandle:
             why = f"{self._label} hung: no sign of life for {self._patience_s:.0f} s, killed"
             return BackendError(why)
         oom = _oom_kills() > oom_before
-        return self._failure or BackendError(_why(process.returncode, oom, self._label))
+        return (
+            self._failure
+            or self._file_fault(process.returncode)
+            or BackendError(_why(process.returncode, oom, self._label))
+        )
+
+    def _file_fault(self, returncode: int) -> DgnError | None:
+        """The file to blame for a SIGBUS, where there is one."""
+        changed = self._mapped.changed() if returncode == -signal.SIGBUS else None
+        if changed is None:
+            return None
+        path, what = changed
+        remedy = "put it back as it was, and change files in use only while dgnd is stopped"
+        if path.is_relative_to(self.request.cache_dir):
+            remedy = "it is a cache of dgn's and is made again; let nothing else write there"
+        return WorkerDied(f"{path} {what} while the worker used it (SIGBUS): {remedy}")
 
     async def _receive_all(self, stream: trio.SocketStream) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
@@ -225,11 +250,13 @@ class WorkerHandle:
     def _take(self, frame: Frame) -> None:
         match frame.message:
             case LoadProgress(done=done, total=total):
+                self._look_at_files()
                 if self.fault is None:
                     self.detail = f"loading: {100 * done // max(total, 1)} %"
             case Loaded(spans=spans):
                 if not self._seal.holds():  # the next start finds out what they are
                     raise BackendError("the model's files were touched while it loaded them")
+                self._look_at_files()
                 self.spans, self.state, self.detail, self.fault = spans, "ready", "", None
                 log.info("worker of %s: %s loaded", self.model, ",".join(span.span for span in spans))
                 self._handlers.on_ready(self.model)
@@ -241,6 +268,10 @@ class WorkerHandle:
                 self._failure = error_from(kind, message, {})
             case _:
                 self._handlers.on_frame(self.model, frame)
+
+    def _look_at_files(self) -> None:
+        if self.pid is not None:
+            self._mapped.look(self.pid)
 
     async def _send_all(self, stream: trio.SocketStream, receive: trio.MemoryReceiveChannel[Frame]) -> None:
         try:
@@ -275,6 +306,8 @@ def _why(returncode: int, oom: bool, backend: str) -> str:
     if returncode < 0:
         number = -returncode
         name = signal_name(number)
+        if number == signal.SIGBUS:
+            name += "; the kernel's log says whether a disk can't be read"
         return f"{backend} crashed: {name}" if number in _CRASHES else f"killed by {name}"
     return f"{backend} ended the process, with exit code {returncode}"  # who else ends it has said why
 

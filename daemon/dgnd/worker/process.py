@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import logging
 import os
 import queue
 import signal
@@ -23,6 +24,7 @@ from pathlib import Path
 from dgn_backends.errors import DgnError
 from dgn_backends.foreign import raised
 from dgn_backends.registry import label_of
+from dgnd.logs import log_to_stderr
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -214,6 +216,8 @@ def main(argv: list[str]) -> int:
     die_with_parent(parent_pid)
     be_first_to_go()
     faulthandler.enable()  # a plugin that crashes shows in the log where
+    log_to_stderr(logging.WARNING)  # as the daemon does; libraries tell more than anybody wants
+    logging.getLogger("dgn_backends").setLevel(logging.INFO)
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the daemon's to handle
         signal.signal(number, signal.SIG_IGN)
     return WorkerProcess(socket.socket(fileno=fd)).run()
