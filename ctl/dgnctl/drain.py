@@ -20,7 +20,7 @@ def drain(ctx: click.Context, undo: bool, as_json: bool) -> None:
     Returns when nothing is left, or when drain_s of the configuration is over. The node stays up, drained.
     """
     with connect_client(ctx) as client:
-        found: Drained = client.call("drain", DrainParams(undo=undo))
+        found: Drained = client.call("drain", DrainParams(undo=undo), timeout_s=None)
     if as_json:
         emit_json(found)
     else:

@@ -72,7 +72,8 @@ def follow(
     asks dgnd to stop. Where this raises, dgnd may still be at it; closing the connection ends that.
 
     Raises:
-        DgnError: what dgnd answered, or Cancelled when it did not answer within STOP_GRACE_S of being asked.
+        DgnError: what dgnd answered, Cancelled when it did not answer within STOP_GRACE_S of being asked, or
+            DaemonSilent when it gives no sign of life.
         StdoutClosed: nobody reads stdout.
     """
     watch = watch or {}
@@ -92,8 +93,10 @@ def follow(
                     return event
                 assert isinstance(event, GenerateDelta)
                 on_text(event.text)
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        ready = poller.poll(timeout)
+        timeout = stream.client.left_s()
+        if deadline is not None:
+            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
+        ready = poller.poll(timeout * 1000)
         stop = False
         for fd, state in ready:
             if fd == noted.fileno():
@@ -110,6 +113,8 @@ def follow(
             raise Cancelled("stopped without waiting for dgnd, which frees what the answer used")
         if any(fd == stream.client.fileno() for fd, _ in ready):
             stream.client.fill()
+        elif stream.client.left_s() == 0.0:
+            stream.client.lapse()
 
 
 def _stdout_fd() -> int | None:

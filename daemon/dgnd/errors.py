@@ -25,7 +25,7 @@
     │                         JournalGone
     ├── ListenFailed          an address can't be listened on
     ├── RpcError              JSON-RPC itself: ParseError, InvalidRequest, MethodNotFound, InternalError
-    └── Client side: NoDaemon, SocketDenied, StaleSocket, AlreadyRunning
+    └── Client side: NoDaemon, StaleSocket, DaemonSilent, SocketDenied, AlreadyRunning
 
 Knows nothing of transports; `to_wire`-like conversions live with each transport.
 """
@@ -296,6 +296,13 @@ class StaleSocket(NoDaemon):
     code = -32051
 
 
+class DaemonSilent(NoDaemon):
+    """The daemon is there, but gives no sign of life: it is stopped or hangs."""
+
+    kind = "daemon_silent"
+    code = -32054
+
+
 class SocketDenied(DgnError):
     """The socket may not be used by this user."""
 
@@ -335,7 +342,7 @@ def error_from(kind: str, message: str, data: dict[str, DataValue]) -> DgnError:
 
 __all__ = [
     "AlreadyRunning", "BackendError", "BackendUnavailable", "BadRequest", "BlocksMissing", "Cancelled",
-    "ConfigError", "ContextExceeded", "DataValue", "DgnError", "Draining", "IdentityMismatch",
+    "ConfigError", "ContextExceeded", "DaemonSilent", "DataValue", "DgnError", "Draining", "IdentityMismatch",
     "InternalError", "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound",
     "ModelError", "NoDaemon", "NoRoomNow", "NonFiniteOutput", "NotFound", "NotReady", "NotYet",
     "ParseError", "PeerError", "PeerGone", "PeerRefused", "PositionGap", "ProtocolError", "RpcError",

@@ -1,16 +1,14 @@
 """The client's end of the control socket: plain blocking sockets, one object for one connection.
 
 Imports only what `dgnctl` may: no trio, nothing of compute. A generation is a `GenerateStream`, which a
-caller that also watches a terminal can poll together with other files.
+caller that also watches a terminal can poll together with other files. A request may take as long as it
+takes, but a daemon that gives no sign of life meanwhile is not waited for: see `left_s` and `lapse`.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import select
-import socket
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +16,14 @@ from types import TracebackType
 from typing import Any, Final
 
 from dgnd.control import api, jsonrpc
-from dgnd.errors import BadRequest, DgnError, NoDaemon, NotReady, ProtocolError, SocketDenied, StaleSocket
+from dgnd.control.connecting import connect, silent
+from dgnd.errors import BadRequest, DgnError, NoDaemon, NotReady, ProtocolError
 
-CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 60.0
+#: After so long without a byte dgnd is asked for its status, which takes it no time, whatever else it does.
+PROBE_AFTER_S: Final = 5.0
+#: After so much longer it is given up: it is stopped, or hangs.
+PROBE_S: Final = 10.0
 _CHUNK: Final = 64 * 1024
 
 
@@ -32,13 +34,20 @@ class ControlClient:
         NoDaemon: there is no socket at the path.
         StaleSocket: there is one, but nobody listens.
         SocketDenied: this user may not use it.
+        DaemonSilent: it accepts nobody.
+
+    Raises (later): DaemonSilent, wherever dgnd is sent something or waited for.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lines = jsonrpc.Lines(4 * jsonrpc.MAX_LINE_BYTES)
         self._next_id = 0
-        self._sock = _connect(path)
+        self._sock = connect(path)
+        self._sock.settimeout(PROBE_AFTER_S + PROBE_S)  # for a daemon that reads nothing
+        self._probed = False
+        self._until = 0.0
+        self._wait_anew()
 
     def __enter__(self) -> ControlClient:
         return self
@@ -107,6 +116,7 @@ class ControlClient:
         except (UnicodeEncodeError, OverflowError) as error:
             raise BadRequest(f"{method}: what was given can't be sent: {error}") from None
         self._send(line)
+        self._wait_anew()
         return self._next_id
 
     def notify(self, method: str, params: api.Params) -> None:
@@ -116,6 +126,8 @@ class ControlClient:
     def _send(self, line: bytes) -> None:
         try:
             self._sock.sendall(line)
+        except TimeoutError:
+            raise silent(self.path) from None
         except OSError as error:
             raise self._gone(error) from None
 
@@ -134,17 +146,43 @@ class ControlClient:
         """The next message; waits until the monotonic time `until`.
 
         Raises:
-            NotReady: nothing came in time.
+            NotReady: nothing came in time, though dgnd lives.
             NoDaemon: dgnd closed the connection.
             ProtocolError: what came is no message.
         """
         while True:
             if (message := self.poll()) is not None:
                 return message
-            wait = None if until is None else max(0.0, until - time.monotonic())
-            if not select.select([self._sock], [], [], wait)[0]:
-                raise NotReady(f"dgnd at {self.path} does not answer; see its log, or restart it")
+            self.wait(until)
+
+    def wait(self, until: float | None = None) -> None:
+        """Reads once what arrives until then. See `receive`."""
+        wait = self.left_s() if until is None else min(self.left_s(), max(0.0, until - time.monotonic()))
+        if select.select([self._sock], [], [], wait)[0]:
             self.fill()
+        elif until is not None and time.monotonic() >= until:
+            raise NotReady(f"dgnd at {self.path} did not answer in time; see its log, or try again")
+        else:
+            self.lapse()
+
+    def left_s(self) -> float:
+        """Seconds for which dgnd may say nothing before `lapse` is to be called."""
+        return max(0.0, self._until - time.monotonic())
+
+    def lapse(self) -> None:
+        """To be called where nothing came for `left_s`: asks for a sign of life, or gives up.
+
+        Raises:
+            DaemonSilent: there was none.
+            NoDaemon: dgnd is gone.
+        """
+        if self._probed:
+            raise silent(self.path)
+        self.send("status")  # its answer is nobody's, and passed over
+        self._probed, self._until = True, time.monotonic() + PROBE_S
+
+    def _wait_anew(self) -> None:
+        self._probed, self._until = False, time.monotonic() + PROBE_AFTER_S
 
     def poll(self) -> jsonrpc.Message | None:
         """A message that has arrived already, else None.
@@ -172,6 +210,7 @@ class ControlClient:
             data = self._sock.recv(_CHUNK)
         except OSError as error:
             raise self._gone(error) from None
+        self._wait_anew()
         if not data:
             raise self._gone(None)
         self._lines.receive(data)
@@ -198,7 +237,7 @@ class GenerateStream:
     def wait(self) -> list[api.GenerateDelta | api.GenerateResult]:
         """Blocks until something of it has come. See `read`."""
         while not (events := self.read()):
-            self.client.fill()
+            self.client.wait()
         return events
 
     def read(self) -> list[api.GenerateDelta | api.GenerateResult]:
@@ -224,58 +263,3 @@ class GenerateStream:
         if self._error is not None and not events:
             raise self._error
         return events
-
-
-def _connect(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.settimeout(CONNECT_TIMEOUT_S)
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    while True:
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            if isinstance(error, BlockingIOError) and time.monotonic() < deadline:
-                time.sleep(0.02)  # many are waiting to be accepted: the kernel's queue is full for a moment
-                continue
-            sock.close()
-            raise _why_not(path, error) from None
-        sock.settimeout(None)
-        return sock
-
-
-def _why_not(path: Path, error: OSError) -> DgnError:
-    if isinstance(error, PermissionError):
-        return SocketDenied(
-            f"{path}: this user may not use dgnd's control socket; {_cure(path)}", path=str(path)
-        )
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return NoDaemon(
-            f"no dgnd is running: no socket at {path}; start it with 'dgnd --config FILE'", path=str(path)
-        )
-    if isinstance(error, TimeoutError | BlockingIOError):
-        return NotReady(
-            f"dgnd at {path} does not accept connections; see its log, or restart it", path=str(path)
-        )
-    if isinstance(error, ConnectionRefusedError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 - it was there a moment ago
-            return NoDaemon(
-                f"{path} is no socket; name dgnd's socket with --socket or $DGN_SOCKET", path=str(path)
-            )
-        return StaleSocket(
-            f"dgnd has died: {path} is there, but nothing listens; start dgnd again (it replaces the socket)",
-            path=str(path),
-        )
-    return BadRequest(f"{path}: can't be used as dgnd's control socket: {error.strerror or error}")
-
-
-def _cure(path: Path) -> str:
-    """What a user who is refused can do; names the socket's group where it can be seen."""
-    import grp
-
-    try:
-        group = grp.getgrgid(os.stat(path).st_gid).gr_name  # noqa: PTH116
-    except (OSError, KeyError):
-        return "ask for membership of its group, or run as the user that dgnd runs as"
-    return (
-        f"join its group with 'sudo usermod -aG {group} $USER' and log in again, or run as the user of dgnd"
-    )
