@@ -17,6 +17,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.registry import load_backend
 from dgn_backends.span import Span
+from dgn_backends.tensor import DType, tensor_bytes
 from dgn_backends.testing_models import make_tiny_llama, write_safetensors, write_tokenizer
 from dgn_backends.weights import whole_model
 from dgnd.config import load_config
@@ -132,6 +133,20 @@ def test_quantised_weights_count_as_they_are_loaded(tmp_path: Path, quant: Quant
         request = LoadRequest(path=tiny, config=config, span=span, quant=quant)
         loaded = load_backend("onnx").load(request, lambda done, total: None)
         assert node.weights_bytes == loaded.weights_bytes
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_torch_holds_a_tied_embedding_once(tmp_path: Path, tied: bool, dtype: DType) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    tiny = make_tiny_llama(tmp_path / "model", tied=tied, dtype=dtype)
+    (plan,) = make_plan(load_config(write_config(tmp_path, ("self", "embed,0-3,head"))))
+    config = read_config(tiny)
+    request = LoadRequest(path=tiny, config=config, span=whole_model(config), dtype=dtype)
+    loaded = load_backend("torch").load(request, lambda done, total: None)
+    norms = (2 * config.n_blocks + 1) * config.block.hidden_size  # are f32 in torch
+    more = tensor_bytes("f32", (norms,)) - tensor_bytes(dtype, (norms,))
+    assert plan.nodes[0].weights_bytes + more == loaded.weights_bytes
 
 
 def test_check_names_the_quantisation(

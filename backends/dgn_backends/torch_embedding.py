@@ -23,15 +23,18 @@ class Embedding(Protocol):
 
 
 class DenseEmbedding:
-    """`weight` [vocab_size, hidden_size] in the file's dtype; on a CPU it is the mapped file itself."""
+    """`weight` [vocab_size, hidden_size] in the file's dtype, wherever it is; on a CPU it is the mapped file
+    itself. The rows go to `device`."""
 
-    def __init__(self, weight: torch.Tensor) -> None:
+    def __init__(self, weight: torch.Tensor, device: torch.device) -> None:
         self.n_bytes = weight.numel() * weight.itemsize
         self._weight = weight
+        self._device = device
 
     def rows(self, ids: Ids) -> torch.Tensor:
         """See the protocol."""
-        return torch.nn.functional.embedding(torch.from_numpy(ids).to(self._weight.device), self._weight)
+        index = torch.from_numpy(ids).to(self._weight.device)
+        return torch.nn.functional.embedding(index, self._weight).to(self._device)
 
 
 class QuantisedEmbedding:

@@ -29,17 +29,20 @@ _F16_MAX = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SpanWeights:
-    """What a span needs; the norms are f32."""
+    """What a span needs; the norms are f32. An embedding that is `tied` to the head takes no memory of its
+    own: it is the head's tensor, or its rows are read from the mapped file."""
 
     blocks: tuple[TorchBlock, ...]
     embedding: Embedding | None
     final_norm: torch.Tensor | None
     head: Linear | None
+    tied: bool
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all of them."""
-        layers = [layer for layer in (self.embedding, self.head) if layer is not None]
+        embedding = None if self.tied else self.embedding
+        layers = [layer for layer in (embedding, self.head) if layer is not None]
         norm = 0 if self.final_norm is None else self.final_norm.numel() * self.final_norm.itemsize
         return norm + sum(part.n_bytes for part in (*self.blocks, *layers))
 
@@ -68,6 +71,8 @@ class _Loader:
         self._files = ModelFiles(request.path)
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
+        self._tied = request.span.embed and request.span.head and request.config.tied_head
+        self._shared: torch.Tensor | None = None  # what embedding and head both are
         self._device = device
         self._dtype = dtype
         self._progress = progress
@@ -87,7 +92,7 @@ class _Loader:
         final_norm = self._norm(FINAL_NORM) if span.head else None
         head = self._linear([head_tensor(config)], None) if span.head else None
         self._progress(self._total, self._total)
-        return SpanWeights(blocks, embedding, final_norm, head)
+        return SpanWeights(blocks, embedding, final_norm, head, self._tied)
 
     def _block(self, number: int) -> TorchBlock:
         spec = self._request.config.blocks[number]
@@ -113,7 +118,11 @@ class _Loader:
 
     def _embedding(self) -> Embedding:
         if self._quantised is None:
-            return DenseEmbedding(self._mapped(EMBEDDING).to(self._device))
+            rows = self._mapped(EMBEDDING)
+            if not self._tied or rows.dtype == self._dtype:
+                rows = rows.to(self._device)
+                self._shared = rows if self._tied else None
+            return DenseEmbedding(rows, self._device)
         weight = self._quantised.get(EMBEDDING)
         self._count([EMBEDDING])
         return QuantisedEmbedding(weight, self._shapes[EMBEDDING][1], self._device)
@@ -136,7 +145,7 @@ class _Loader:
         return self._mapped(name).float().to(self._device)
 
     def _converted(self, name: str) -> torch.Tensor:
-        source = self._mapped(name)
+        source = self._shared if self._shared is not None and name == EMBEDDING else self._mapped(name)
         tensor = source.to(device=self._device, dtype=self._dtype)
         if (
             self._dtype == torch.float16
