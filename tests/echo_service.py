@@ -173,6 +173,9 @@ class EchoService:
     async def drain(self, params: api.DrainParams) -> api.Drained:
         return api.Drained("ready", 0, 0) if params.undo else api.Drained("drained", 2, 1)
 
+    async def reload(self) -> api.Reloaded:
+        return api.Reloaded(["new peer attic"], ["node.listen"])
+
     async def shutdown(self) -> api.Done:
         self.stop.set()
         return api.Done()

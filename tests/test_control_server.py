@@ -215,6 +215,7 @@ CALLS: dict[str, api.Params] = {
     "cache.list": api.NoParams(),
     "cache.clear": api.CacheClearParams(session="s"),
     "drain": api.DrainParams(undo=True),
+    "reload": api.NoParams(),
     "shutdown": api.NoParams(),
 }
 

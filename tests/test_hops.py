@@ -566,7 +566,8 @@ def test_a_dead_worker_is_told_to_every_origin() -> None:
     node = Node()
     node.opened()
     node.opened(OTHER)
-    news = node._news(lambda: node.server.on_worker_down("m", "killed by SIGKILL"))
+    assert node._news(lambda: node.server.on_worker_down("m", "another worker", ())) == []
+    news = node._news(lambda: node.server.on_worker_down("m", "killed by SIGKILL", set(node.server.hops)))
     assert [(peer, message.kind) for peer, message in news] == [
         (ORIGIN.peer_id, "worker_died"),
         (OTHER.peer_id, "worker_died"),
@@ -574,7 +575,6 @@ def test_a_dead_worker_is_told_to_every_origin() -> None:
     assert "1-2" in news[0][1].message
     assert "SIGKILL" in news[0][1].message
     assert node.server.hops == {}
-    assert node._news(lambda: node.server.on_worker_down("other", "x")) == []
 
 
 def test_who_waits_has_the_worker_and_the_way_onward_looked_after() -> None:
@@ -592,7 +592,7 @@ def test_a_silent_worker_is_told_to_every_origin_and_keeps_its_hops() -> None:
     node = Node()
     node.opened()
     node.opened(OTHER)
-    news = node._news(lambda: node.server.on_worker_silent("m", "is stopped"))
+    news = node._news(lambda: node.server.on_worker_silent("m", "is stopped", set(node.server.hops)))
     assert [(peer, message.kind) for peer, message in news] == [
         (ORIGIN.peer_id, "worker_silent"),
         (OTHER.peer_id, "worker_silent"),

@@ -55,7 +55,9 @@ def test_the_unit_is_valid(tmp_path: Path) -> None:
     text = UNIT.read_text()
     assert "/usr/bin/dgnd" in text
     unit = tmp_path / "dgnd.service"
-    unit.write_text(text.replace("/usr/bin/dgnd", str(Path(sys.executable).parent / "dgnd")))
+    for program in ("dgnd", "dgnctl"):
+        text = text.replace(f"/usr/bin/{program} ", f"{Path(sys.executable).parent / program} ")
+    unit.write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False
     )

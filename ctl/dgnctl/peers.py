@@ -12,7 +12,7 @@ from dgnctl.output import emit, emit_json
 from dgnd.control.api import ConnectParams, PeerInfo, PeerList, PeerParams, Refusal
 
 _LET_IN: Final = """\
-To let one in for good, add its lines to the configuration and restart dgnd.
+To let one in for good, add its lines to the configuration; then: dgnctl reload
 Until dgnd ends: dgnctl connect ADDRESS, which 'dgnctl peers' shows there.
 """
 

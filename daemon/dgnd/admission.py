@@ -42,7 +42,7 @@ class Admission:
     def __init__(self, host: HopHost, tickets: TicketBook, max_sessions: int) -> None:
         self._host = host
         self._tickets = tickets
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
 
     def check(self, sender: str, message: OpenHop, open_hops: Collection[HopKey]) -> tuple[Ticket, Span]:
         """The ticket and its span, if the hop may be opened beside `open_hops`.
@@ -68,9 +68,9 @@ class Admission:
                 f"a ticket for {ticket.max_positions} positions; the context of {ticket.model} is {context}"
             )
         others = {key.session for key in open_hops if key.origin == origin} - {session}
-        if len(others) >= self._max_sessions:
+        if len(others) >= self.max_sessions:
             raise NoRoomNow(
-                f"{len(others)} sessions of this origin are open here, of {self._max_sessions} at most"
+                f"{len(others)} sessions of this origin are open here, of {self.max_sessions} at most"
             )
 
     def _span_of(self, ticket: Ticket) -> Span:

@@ -75,12 +75,23 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:
 
 
 async def _on_signals(node: Node, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as arrivals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrivals:
         task_status.started()
         async for number in arrivals:
+            if number == signal.SIGHUP:
+                await _reload(node)
+                continue
             log.info("%s: stopping", signal.Signals(number).name)
             sdnotify.stopping(node.drain.drain_s + _END_S)
             node.stop()
+
+
+async def _reload(node: Node) -> None:
+    """As `dgnctl reload`; nobody waits for what comes of it but the log."""
+    try:
+        await node.reloader.reload()
+    except DgnError as error:
+        log.error("the configuration stays as it was: %s", error.message)
 
 
 async def _tell_service_manager(node: Node) -> None:

@@ -119,6 +119,16 @@ class ConversationBook:
             self._by_name.pop(key).driver.close()
         return len(names)
 
+    def forget(self, model: LocalModel) -> None:
+        """The model is no longer served: its sessions end, also those that are answering."""
+        for name, item in list(self._by_name.items()):
+            if item.model is model:
+                if item.busy:
+                    item.driver.fail(NotFound(f"model {model.name} is no longer configured"))
+                else:
+                    item.driver.close()
+                del self._by_name[name]
+
     def make_room(self, max_sessions: int) -> None:
         """Before a new session: frees the KV of the one idle for longest, which comes back by replay.
 

@@ -16,7 +16,7 @@ import trio
 from dgnd.engine import Engine
 from dgnd.errors import ShuttingDown
 from dgnd.hops import HopServer
-from dgnd.offers import OfferBook
+from dgnd.leaving import Leaving
 
 log = logging.getLogger("dgnd.drain")
 
@@ -39,11 +39,11 @@ class Drain:
     """One node's. `tell`: says to peers what is offered now, ahead of what is posted after it."""
 
     def __init__(
-        self, offers: OfferBook, hops: HopServer, engine: Engine, tell: Callable[[], None], drain_s: float
+        self, leaving: Leaving, hops: HopServer, engine: Engine, tell: Callable[[], None], drain_s: float
     ) -> None:
         self.state: Literal["", "draining", "drained"] = ""
         self.drain_s = drain_s
-        self._offers = offers
+        self._leaving = leaving
         self._hops = hops
         self._engine = engine
         self._tell = tell
@@ -88,7 +88,7 @@ class Drain:
 
     def _set(self, state: Literal["", "draining", "drained"]) -> None:
         self.state = state
-        self._offers.draining = self._hops.draining = self._engine.draining = bool(state)
+        self._leaving.everything = self._engine.draining = bool(state)
         self._tell()
 
     async def _work(self, patience: trio.CancelScope, done: trio.Event) -> None:
@@ -112,7 +112,7 @@ class Drain:
         return len(foreign) + sum(item.busy for item in self._engine.conversations)
 
     async def _end_rest(self) -> None:
-        self._hops.close_foreign("its node has left")
+        self._hops.close(self._hops.foreign(), "its node has left")
         for conversation in self._engine.conversations:
             if conversation.busy:
                 conversation.driver.fail(

@@ -5,9 +5,18 @@ What is told of it comes from the hop's node; how hops are replaced is `dgnd.rec
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from dgnd.conversation import Conversation
 from dgnd.errors import Draining
 from dgnd.navigator import Navigator
+
+
+def leave_peers(conversation: Conversation, navigator: Navigator, peers: Collection[str]) -> None:
+    """Ends the use of all hops at `peers`."""
+    driver = conversation.driver
+    driver.leaving |= {hop.hop for hop in driver.session.route if hop.peer in peers}
+    hand_over(conversation, navigator)
 
 
 def hand_over(conversation: Conversation, navigator: Navigator) -> None:

@@ -8,7 +8,7 @@ sampling.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import msgspec
 
@@ -29,6 +29,7 @@ from dgnd.errors import (
 )
 from dgnd.hop import Hop
 from dgnd.journal import JournalBook
+from dgnd.leaving import Leaving
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
@@ -68,7 +69,7 @@ class HopServer:
         self._admission = Admission(host, tickets, max_sessions)
         self.journals = JournalBook(journal_bytes)
         self.hops: dict[HopKey, Hop] = {}
-        self.draining = False  #: no new hop is opened
+        self.leaving = Leaving()  #: where no new hop is opened
         self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
     # --- from peers and from this node's own engine
@@ -105,8 +106,8 @@ class HopServer:
         if hop is not None:
             self._reroute(hop, ticket)
             return
-        if self.draining and ticket.key.origin != host.me:
-            raise Draining("this node is about to leave and opens nothing new")
+        if self.leaving.refuses(ticket.model, own=ticket.key.origin == host.me):
+            raise Draining("it is about to leave and opens nothing new")
         self._replace(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
@@ -303,18 +304,18 @@ class HopServer:
 
     # --- ends
 
-    def on_worker_down(self, model: str, why: str) -> None:
-        """The worker of `model` ended, and with it the KV of its hops."""
+    def on_worker_down(self, model: str, why: str, keys: Collection[HopKey]) -> None:
+        """A worker of `model` ended, and with it the KV of the hops `keys`."""
         for key, hop in list(self.hops.items()):
-            if hop.ticket.model == model:
+            if key in keys:
                 self._drop(hop)
                 error = WorkerDied(f"the worker with {hop.span} of {model} ended: {why}")
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
-    def on_worker_silent(self, model: str, why: str) -> None:
-        """The worker of `model` does not move; it may yet."""
+    def on_worker_silent(self, model: str, why: str, keys: Collection[HopKey]) -> None:
+        """A worker of `model`, with the hops `keys`, does not move; it may yet."""
         for key, hop in self.hops.items():
-            if hop.ticket.model == model:
+            if key in keys:
                 error = WorkerSilent(f"the worker with {hop.span} of {model} {why}")
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
@@ -346,15 +347,19 @@ class HopServer:
             failure = failure_of(Draining(why), key, hop.fence.branch, "drain")
             self._host.post(key.origin, Frame(failure))
 
-    def close_foreign(self, reason: str) -> None:
-        """Other origins are no longer served."""
-        for hop in self.foreign():
+    def set_limits(self, max_sessions: int, journal_bytes: int) -> None:
+        """As in the constructor; what is beyond them now stays."""
+        self._admission.max_sessions, self.journals.max_bytes = max_sessions, journal_bytes
+
+    def close(self, hops: Iterable[Hop], reason: str) -> None:
+        """They end here, and their origins are told."""
+        for hop in hops:
             self._forget(hop)
             self._host.post(hop.ticket.key.origin, Frame(CloseHop(key=hop.ticket.key, reason=reason)))
 
     def close_all(self, reason: str) -> None:
         """The node stops serving."""
-        self.close_foreign(reason)
+        self.close(self.foreign(), reason)
         for hop in list(self.hops.values()):
             self._forget(hop)
 

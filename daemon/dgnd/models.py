@@ -6,7 +6,7 @@ Knows nothing of sessions or peers' offers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,13 +98,18 @@ class LocalModel:
                 f"{self.path}: tokenizer.json or config.json changed since dgnd started; restart dgnd"
             )
 
-    def load_request(self, backend: str, cache: Path) -> LoadSpans:
-        """The first message to its worker, which may keep quantised weights in `cache`."""
-        section = self.section
+    def new_text(self, section: ModelSection) -> None:
+        """Takes settings that concern the text alone; it is read again when next needed."""
+        self.section, self._text, self._text_problem = section, None, ""
+
+    def load_request(
+        self, section: ModelSection, spans: Sequence[Span], backend: str, cache: Path
+    ) -> LoadSpans:
+        """The first message to a worker of it, which may keep quantised weights in `cache`."""
         return LoadSpans(
             model=self.name,
             path=str(self.path),
-            spans=tuple(str(span) for span in self.spans),
+            spans=tuple(str(span) for span in spans),
             backend=backend,
             device=section.device,
             dtype=section.dtype,

@@ -10,9 +10,10 @@ from dgnd.config.schema import PeerSection
 from dgnd.wire.messages import Hello
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Names:
-    """Names of nodes by peer id, and the other way round. `heard` is what connected peers said."""
+    """Names of nodes by peer id, and the other way round. `peers` changes with the configuration; `heard` is
+    what connected peers said."""
 
     me: str
     my_name: str

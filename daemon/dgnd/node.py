@@ -7,12 +7,11 @@ Knows how parts are wired, not what they do.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import trio
 
-from dgn_backends.registry import choose_backend
 from dgn_backends.span import Span
 from dgnd.admission import HopHost
 from dgnd.blocksmap import BlocksMap
@@ -30,6 +29,8 @@ from dgnd.offers import OfferBook, conflict_text
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.postoffice import PostOffice
+from dgnd.reload import Reloader, ReloadHost
+from dgnd.replacing import Replacing
 from dgnd.service import NodeService
 from dgnd.suspects import Suspects
 from dgnd.wire.messages import (
@@ -41,6 +42,7 @@ from dgnd.wire.messages import (
     Frame,
     Hello,
     History,
+    HopKey,
     HopLength,
     HopOpened,
     Manifest,
@@ -52,7 +54,7 @@ from dgnd.wire.messages import (
     TokenFrame,
 )
 from dgnd.wire.ticket import TicketBook
-from dgnd.workers import WorkerHandle, WorkerHandlers
+from dgnd.workshop import Workshop, WorkshopHandlers
 
 log = logging.getLogger("dgnd")
 
@@ -77,16 +79,14 @@ class Node:
         config = loaded.config
         self.me = who.identity.peer_id
         self.models = _read_models(loaded)
-        self.blocks = BlocksMap.build(
+        blocks = BlocksMap.build(
             config, {name: model.config.n_blocks for name, model in self.models.items()}, loaded.error_at
         )
+        self.workshop = Workshop(self.models, config.node.state_dir / "quantised", self._worker_news())
         for name, model in self.models.items():
-            model.spans = self.blocks.own_spans(name)
+            model.spans = blocks.own_spans(name)
             if model.spans:
-                section = model.section
-                backend = choose_backend(section.backend, section.quant, section.device)
-                request = model.load_request(backend, config.node.state_dir / "quantised")
-                model.worker = WorkerHandle(request, self._worker_handlers(), model.seal)
+                model.worker = self.workshop.build(model, model.section, model.spans)
         self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)
         self.network = PeerNetwork(
@@ -109,6 +109,7 @@ class Node:
         )
         self.suspects = Suspects(trio.current_time)
         self.stop_requested = trio.Event()
+        self._nursery: trio.Nursery | None = None
         host = DriverHost(
             identity=who.identity,
             post=self.office.post,
@@ -126,27 +127,47 @@ class Node:
                 config.sessions.idle_s, config.sessions.max_sessions, config.sessions.recover_s
             ),
         )
-        self.drain = Drain(self.offers, self.hops, self.engine, self._tell_offers, loaded.config.node.drain_s)
+        leaving = self.offers.leaving = self.hops.leaving
+        drain_s = config.node.drain_s
+        self.drain = Drain(leaving, self.hops, self.engine, self._tell_offers, drain_s)
+        replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, drain_s)
+        self.reloader = Reloader(
+            ReloadHost(
+                models=self.models,
+                names=self.names,
+                offers=self.offers,
+                network=self.network,
+                engine=self.engine,
+                hops=self.hops,
+                drain=self.drain,
+                replacing=replacing,
+                set_blocks=self._set_blocks,
+                serve=self._serve,
+                tell=self._tell_offers,
+            ),
+            loaded,
+        )
         self.service = NodeService(
             version=who.version,
             names=self.names,
             models=self.models,
-            blocks=self.blocks,
+            blocks=blocks,
             offers=self.offers,
             engine=self.engine,
             hops=self.hops,
             network=self.network,
             drainer=self.drain,
+            reloader=self.reloader,
             stop=self.stop,
         )
 
     # --- wiring
 
-    def _worker_handlers(self) -> WorkerHandlers:
-        return WorkerHandlers(
+    def _worker_news(self) -> WorkshopHandlers:
+        return WorkshopHandlers(
             on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
-            on_ready=lambda _: self._offers_changed(),
-            on_silent=lambda model, why: self.hops.on_worker_silent(model, why),
+            on_ready=self._offers_changed,
+            on_silent=lambda model, why, keys: self.hops.on_worker_silent(model, why, keys),
             on_down=self._on_worker_down,
         )
 
@@ -159,9 +180,9 @@ class Node:
             is_allowed=lambda peer: peer == self.me or self.network.is_allowed(peer),
             refuses_model=self._refuses_model,
             loaded_spans=self._loaded_spans,
-            to_worker=self._to_worker,
+            to_worker=self.workshop.post,
             nudge=self.network.nudge,
-            look_after=self._look_after,
+            look_after=self.workshop.look_after,
             n_blocks=lambda name: self.models[name].config.n_blocks,
             context=lambda name: self.models[name].config.max_positions,
         )
@@ -173,14 +194,12 @@ class Node:
         model = self.models.get(name)
         return () if model is None else model.loaded_spans()
 
-    def _to_worker(self, name: str, frame: Frame) -> bool:
-        worker = self.models[name].worker
-        return worker is not None and worker.post(frame)
+    def _set_blocks(self, blocks: BlocksMap) -> None:
+        self.service.blocks = blocks
 
-    def _look_after(self, name: str) -> None:
-        worker = self.models[name].worker
-        if worker is not None:
-            worker.look_after()
+    def _serve(self, model: LocalModel) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(make_manifest, model, self._manifest_done)
 
     def _refuses_model(
         self, name: str, origin: str, config_digest: str, manifest_digest: str | None
@@ -248,8 +267,8 @@ class Node:
         self.engine.on_peer_down(peer, why)
         self.network.announce()
 
-    def _on_worker_down(self, model: str, why: str) -> None:
-        self.hops.on_worker_down(model, why)
+    def _on_worker_down(self, model: str, why: str, keys: Collection[HopKey]) -> None:
+        self.hops.on_worker_down(model, why, keys)
         self.network.announce()
 
     def _offers_changed(self) -> None:
@@ -287,10 +306,13 @@ class Node:
         async with trio.open_nursery() as nursery:
             await nursery.start(self.office.run)
             await nursery.start(self.network.run)
+            await nursery.start(self.workshop.run)
+            await nursery.start(self.reloader.run)
+            self._nursery = nursery
             for model in self.models.values():
-                nursery.start_soon(make_manifest, model, self._manifest_done)
+                self._serve(model)
                 if model.worker is not None:
-                    nursery.start_soon(model.worker.run)
+                    self.workshop.start(model.worker)
             nursery.start_soon(self._sweep)
             await nursery.start(self.drain.run)
             self.service.started = True
@@ -304,6 +326,7 @@ class Node:
         while True:
             await trio.sleep(SWEEP_S)
             self.hops.sweep()
+            self.workshop.keep(self.hops.hops)
             self.engine.sweep()
 
     async def _farewell(self) -> None:

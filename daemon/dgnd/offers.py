@@ -13,6 +13,7 @@ import msgspec
 from dgn_backends.manifest import Manifest as TensorManifest
 from dgn_backends.span import Span, SpanSyntaxError, format_units, parse_spans
 from dgnd.exactness import Way
+from dgnd.leaving import Leaving
 from dgnd.links import Links
 from dgnd.models import LocalModel
 from dgnd.routing import Offer, missing_units
@@ -30,7 +31,8 @@ class OfferBook:
         self.me = me
         self.manifests = ManifestBook(me)
         self.heard: dict[str, Hello] = {}
-        self.draining = False  #: all of mine is about to leave
+        self.leaving = Leaving()  #: of mine
+        self.parting: set[str] = set()  #: peers that this node is about to let go
         self._name = name
         self._software = software
         self._models = models
@@ -55,7 +57,7 @@ class OfferBook:
             config_digest="" if manifest is None else manifest.config_digest,
             tokenizer_digest=None if manifest is None else manifest.tokenizer_digest,
             manifest_digest=None if manifest is None or not manifest.complete else manifest.digest,
-            spans=model.span_offers(leaving=self.draining),
+            spans=model.span_offers(leaving=self.leaving.refuses(model.name, own=False)),
         )
 
     def manifest_frames(self) -> list[Frame]:
@@ -108,8 +110,11 @@ class OfferBook:
     def offers(self, model: LocalModel) -> list[Offer]:
         """Spans that can be routed through now: mine, and those of peers whose weights agree with mine; not
         what is about to leave."""
-        found = [Offer(self.me, span) for span in model.loaded_spans()]
+        mine = () if self.leaving.refuses(model.name, own=True) else model.loaded_spans()
+        found = [Offer(self.me, span) for span in mine]
         for peer, hello in self.heard.items():
+            if peer in self.parting:
+                continue
             for offer in hello.offers:
                 if offer.model == model.name and self.manifests.usable(peer, model.name):
                     found += self._spans(peer, offer, model)

@@ -30,6 +30,7 @@ from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
 from dgnd.peer_notes import away_notes, who_should_serve
 from dgnd.probe.prober import Prober
+from dgnd.reload import Reloader
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class NodeService:
     hops: HopServer
     network: PeerNetwork
     drainer: Drain
+    reloader: Reloader
     stop: Callable[[], None]
     started: bool = False
     prober: Prober = field(default_factory=Prober)
@@ -84,6 +86,7 @@ class NodeService:
             missing=self._missing(),
             sessions=self._sessions(),
             notes=[
+                *self.reloader.notes(),
                 *self.offers.problems(self.names.of),
                 *away_notes(self.network.peers(), len(self.network.refusals())),
                 *self._relay_notes(),
@@ -161,6 +164,10 @@ class NodeService:
         self.drainer.begin()
         found = await self.drainer.finished()
         return api.Drained(state=self.state(), left=found.left, ended=found.ended)
+
+    async def reload(self) -> api.Reloaded:
+        """Takes the configuration as it is now in its file."""
+        return await self.reloader.reload()
 
     async def shutdown(self) -> api.Done:
         """Begins to stop the daemon."""

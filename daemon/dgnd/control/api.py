@@ -328,6 +328,13 @@ class Drained(msgspec.Struct, frozen=True):
     ended: int  #: sessions that were cut off when `drain_s` was over
 
 
+class Reloaded(msgspec.Struct, frozen=True):
+    """What `reload` found to change. What is loaded or given up takes longer; `status` tells of it."""
+
+    changed: list[str]  #: in a few words each
+    restart: list[str]  #: keys whose new values count only after a restart
+
+
 class Done(msgspec.Struct, frozen=True):
     """For methods that only do something."""
 
@@ -352,5 +359,6 @@ METHODS: dict[str, tuple[type[Params], object]] = {
     "cache.list": (NoParams, list[CacheEntry]),
     "cache.clear": (CacheClearParams, CacheClearResult),
     "drain": (DrainParams, Drained),
+    "reload": (NoParams, Reloaded),
     "shutdown": (NoParams, Done),
 }

@@ -92,6 +92,10 @@ class ControlService(Protocol):
         """Has sessions handed over, beginning nothing new, and returns when that is done; or undoes it."""
         ...
 
+    async def reload(self) -> api.Reloaded:
+        """Takes the configuration as it is now in its file."""
+        ...
+
     async def shutdown(self) -> api.Done:
         """Begins to stop the daemon; returns before it ends, so that the caller gets its answer."""
         ...

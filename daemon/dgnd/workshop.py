@@ -1,0 +1,116 @@
+"""This node's workers: built, run, ended, and which of them has the KV of which hop.
+
+A model may change workers while it is used: a hop is opened in the model's worker of that moment and stays
+there to its end. Knows nothing of hops but their keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from dgn_backends.registry import choose_backend
+from dgn_backends.span import Span
+from dgnd.config.schema import ModelSection
+from dgnd.models import LocalModel
+from dgnd.wire.messages import CloseHop, Frame, HopKey, OpenSequence
+from dgnd.workers import WorkerHandle, WorkerHandlers
+
+
+@dataclass(frozen=True, slots=True)
+class WorkshopHandlers:
+    """What the node does with news of workers; the first text is the model. None of these may block."""
+
+    on_frame: Callable[[str, Frame], None]
+    on_ready: Callable[[], None]
+    on_silent: Callable[[str, str, Collection[HopKey]], None]  #: why, and the hops in that worker
+    on_down: Callable[[str, str, Collection[HopKey]], None]
+
+
+class Workshop:
+    """All workers of a node. `cache`: where they may keep quantised weights."""
+
+    def __init__(self, models: Mapping[str, LocalModel], cache: Path, handlers: WorkshopHandlers) -> None:
+        self._models = models
+        self._cache = cache
+        self._handlers = handlers
+        self._homes: dict[HopKey, WorkerHandle] = {}
+        self._running: dict[WorkerHandle, tuple[trio.CancelScope, trio.Event]] = {}
+        self._nursery: trio.Nursery | None = None
+
+    def build(self, model: LocalModel, section: ModelSection, spans: Sequence[Span]) -> WorkerHandle:
+        """A worker for `spans` with the settings of `section`, not yet started. Raises BackendUnavailable."""
+        backend = choose_backend(section.backend, section.quant, section.device)
+        given = self._handlers
+        handlers = WorkerHandlers(
+            on_frame=given.on_frame,
+            on_ready=lambda _: given.on_ready(),
+            on_silent=lambda name, why: given.on_silent(name, why, self.hops_of(worker)),
+            on_down=lambda name, why: given.on_down(name, why, self.hops_of(worker)),
+        )
+        request = model.load_request(section, spans, backend, self._cache)
+        worker = WorkerHandle(request, handlers, model.seal)
+        return worker
+
+    # --- life
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Runs until cancelled; then all processes are gone."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    def start(self, worker: WorkerHandle) -> None:
+        """Runs it until `stop`."""
+        assert self._nursery is not None, "run the workshop first"
+        scope, gone = trio.CancelScope(), trio.Event()
+        self._running[worker] = scope, gone
+        self._nursery.start_soon(self._work, worker, scope, gone)
+
+    async def stop(self, worker: WorkerHandle) -> None:
+        """Ends it; its process is gone when this returns."""
+        found = self._running.pop(worker, None)
+        if found is not None:
+            scope, gone = found
+            scope.cancel()
+            await gone.wait()
+
+    async def _work(self, worker: WorkerHandle, scope: trio.CancelScope, gone: trio.Event) -> None:
+        try:
+            with scope:
+                await worker.run()
+        finally:
+            gone.set()
+
+    # --- hops
+
+    def post(self, model: str, frame: Frame) -> bool:
+        """Gives `frame` to the worker that has its hop, a new hop to the worker of `model`; False where there
+        is none now."""
+        message = frame.message
+        key = getattr(message, "key", None)
+        assert isinstance(key, HopKey)  # what is sent here speaks of a hop
+        if isinstance(message, OpenSequence):
+            local = self._models.get(model)
+            if local is not None and local.worker is not None:
+                self._homes[key] = local.worker
+        worker = self._homes.pop(key, None) if isinstance(message, CloseHop) else self._homes.get(key)
+        return worker is not None and worker.post(frame)
+
+    def look_after(self, model: str) -> None:
+        """Somebody waits for an answer of the model's workers."""
+        for worker in self._running:
+            if worker.model == model:
+                worker.look_after()
+
+    def hops_of(self, worker: WorkerHandle) -> set[HopKey]:
+        """The hops that are in it."""
+        return {key for key, home in self._homes.items() if home is worker}
+
+    def keep(self, keys: Collection[HopKey]) -> None:
+        """Forgets all hops but these."""
+        self._homes = {key: home for key, home in self._homes.items() if key in keys}
