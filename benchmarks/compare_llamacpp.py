@@ -72,6 +72,7 @@ def request_of(
     quant = "none" if name == "bf16" else name + ("-fast" if scheme == "fast" else "")
     return BenchRequest(
         model=str(model),
+        source="directory",
         backend=backend,
         quant=quant,
         dtype="bf16" if name == "bf16" else options.dtype,

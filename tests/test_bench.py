@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cluster import Cluster, Row
 from tiny_llama import make_tiny_llama
 
 from dgn_backends.hf_config import read_config
@@ -70,7 +71,14 @@ def test_a_table_for_people(model: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert run_command(["bench", "--model", str(model), *SMALL]) == 0
     out, err = capfd.readouterr()
     assert err == ""
-    for part in ("tiny", "prefill, 20 tokens", "decode, 3 sessions", "of the ceiling", "GB/s"):
+    for part in (
+        "tiny",
+        f"taken as    a directory: {model}",
+        "prefill, 20 tokens",
+        "decode, 3 sessions",
+        "of the ceiling",
+        "GB/s",
+    ):
         assert part in out
     assert all(len(line) <= 80 for line in out.splitlines())
 
@@ -82,8 +90,9 @@ def test_a_table_for_people(model: Path, capfd: pytest.CaptureFixture[str]) -> N
         (["--tokens", "100000"], "context_exceeded", 2),
         (["--backend", "nothing"], "backend_unavailable", 2),
         (["--quant", "int3"], "bad_request", 2),
+        (["--threads", "4096"], "bad_request", 2),
     ],
-    ids=["model", "context", "backend", "quant"],
+    ids=["model", "context", "backend", "quant", "threads"],
 )
 def test_failures_are_one_line(
     capfd: pytest.CaptureFixture[str], options: list[str], kind: str, code: int
@@ -93,6 +102,32 @@ def test_failures_are_one_line(
     assert (out.count("\n"), err) == (1, "")
     assert json.loads(out)["error"]["kind"] == kind
     assert exit_code == code
+
+
+def test_what_the_name_was_taken_for(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row("a", "embed,0-3,head")]
+    with Cluster(tmp_path / "nodes", model) as cluster:
+        node = cluster.add("a")
+        cluster.configure("a", rows, models={"m": {"path": str(model), "backend": "onnx", "quant": "int8"}})
+        cluster.start()
+        monkeypatch.setenv("DGN_SOCKET", str(node.socket))
+
+        def taken(*options: str) -> tuple[str, str, str]:
+            assert run_command(["bench", "--json", *SMALL[2:], *options]) == 0
+            out, err = capfd.readouterr()
+            assert err == ""
+            found = json.loads(out)
+            return found["source"], found["backend"], found["quant"]
+
+        assert taken("--model", "m") == ("dgnd", "onnx", "int8")
+        assert taken("--model", "m", "--quant", "none") == ("dgnd", "onnx", "none")
+        assert taken("--model", str(model), "--backend", "reference") == ("directory", "reference", "none")
+        assert taken("--model", "dgn-demo")[0] == "bundled"
+        (tmp_path / "m").symlink_to(model)
+        monkeypatch.chdir(tmp_path)
+        assert taken("--model", "m")[0] == "directory"
 
 
 def test_a_worker_that_fails_is_quoted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

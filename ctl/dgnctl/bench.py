@@ -6,6 +6,8 @@ nothing of how anything is measured.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +19,27 @@ from dgnctl.child import child_running
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size
 from dgnd.control.api import ModelInfo
-from dgnd.control.bench import BenchLine, BenchRequest, BenchResult
+from dgnd.control.bench import BenchLine, BenchRequest, BenchResult, Source
 from dgnd.errors import NoDaemon, SocketDenied, WorkerDied, error_from
 
 DEMO_MODEL: Final = "dgn-demo"
 _PATIENCE_S: Final = 15
 _QUANTS: Final = ("none", "int8", "int4", "int8-fast", "int4-fast")
+#: How the table says what the model's name was taken for.
+_SOURCES: Final[dict[Source, str]] = {
+    "directory": "a directory",
+    "dgnd": "a model of the running dgnd",
+    "bundled": "a model that comes along",
+}
+
+
+def _no_more_than_processors(ctx: click.Context, param: click.Parameter, threads: int | None) -> int | None:
+    processors = os.cpu_count() or 1
+    if threads is not None and threads > processors:
+        raise click.BadParameter(
+            f"{threads} threads would only wait for each other: this machine has {processors} processor(s)."
+        )
+    return threads
 
 
 @click.command()
@@ -32,12 +49,15 @@ _QUANTS: Final = ("none", "int8", "int4", "int8-fast", "int4-fast")
     metavar="PATH|NAME",
     help="A Hugging Face directory, a model of the running dgnd, or one that comes along.",
 )
-@click.option("--backend", default="auto", help="The backend; auto takes the one that dgnd would.")
-@click.option("--quant", default="none", type=click.Choice(_QUANTS), help="How weights are stored.")
+@click.option("--backend", help="The backend; auto takes the one that dgnd would.")
+@click.option("--quant", type=click.Choice(_QUANTS), help="How weights are stored.")
+@click.option("--dtype", type=click.Choice(("auto", "f32", "bf16", "f16")), help="Of the rest.")
 @click.option(
-    "--dtype", default="auto", type=click.Choice(("auto", "f32", "bf16", "f16")), help="Of the rest."
+    "--threads",
+    type=click.IntRange(1),
+    callback=_no_more_than_processors,
+    help="Compute threads; else the backend's choice.",
 )
-@click.option("--threads", type=click.IntRange(1, 4096), help="Compute threads; else the backend's choice.")
 @click.option("--prompt-tokens", type=click.IntRange(1), help="512, or what the context has room for.")
 @click.option("--tokens", default=64, type=click.IntRange(2), show_default=True, help="Of one answer.")
 @click.option("--sessions", default=8, type=click.IntRange(1, 64), show_default=True, help="Side by side.")
@@ -49,9 +69,11 @@ def bench(ctx: click.Context, /, model: str, as_json: bool, **options: Any) -> N
     """Measure how fast a model runs on this machine.
 
     A worker like dgnd's loads the model twice and answers random prompts; the speed of decoding is also given
-    as a share of what the machine's memory allows. Ctrl-C ends it.
+    as a share of what the machine's memory allows. Ctrl-C ends it. What is not given of backend,
+    quant and dtype is as the running dgnd has it for a model of its own, else auto, none and auto.
     """
-    request = BenchRequest(model=find_model(ctx, model), **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    request = BenchRequest(**{**find_model(ctx, model), **given})
     result = run(request, quiet=as_json)
     if as_json:
         emit_json(result)
@@ -59,17 +81,20 @@ def bench(ctx: click.Context, /, model: str, as_json: bool, **options: Any) -> N
         emit(describe(result))
 
 
-def find_model(ctx: click.Context, model: str) -> str:
-    """The directory of a model that is one or that the running dgnd knows, else the name as it stands."""
+def find_model(ctx: click.Context, model: str) -> dict[str, Any]:
+    """What a name says of the request: a directory, a model that the running dgnd knows, with how it is
+    loaded there, or else the name as it stands."""
     path = Path(model)
     if path.is_dir():
-        return str(path.resolve())
-    try:
-        with connect_client(ctx) as client:
-            found: list[ModelInfo] = client.call("models.list")
-    except (NoDaemon, SocketDenied):
-        return model
-    return next((info.path for info in found if info.name == model), model)
+        return {"model": str(path.resolve()), "source": "directory"}
+    found: list[ModelInfo] = []
+    with contextlib.suppress(NoDaemon, SocketDenied), connect_client(ctx) as client:
+        found = client.call("models.list")
+    for info in found:
+        if info.name == model:
+            how = {"backend": info.backend, "quant": info.quant, "dtype": info.dtype}
+            return {"model": info.path, "source": "dgnd", **how}
+    return {"model": model, "source": "bundled"}
 
 
 def run(request: BenchRequest, quiet: bool) -> BenchResult:
@@ -103,6 +128,7 @@ def describe(result: BenchResult) -> str:
         f"{result.bandwidth_bytes_s / 1e9:.1f} GB/s, {result.best_bandwidth_bytes_s / 1e9:.1f} at best"
     )
     rows = [
+        ("taken as", f"{_SOURCES[result.source]}: {result.path}"),
         ("backend", f"{result.backend}, {result.dtype}, quant {result.quant}, {threads}"),
         ("parameters", f"{result.parameters:,} in {result.blocks} blocks"),
         ("load", f"{result.load_first_s:.2f} s, again {result.load_second_s:.2f} s"),

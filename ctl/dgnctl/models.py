@@ -28,9 +28,10 @@ def models(ctx: click.Context, as_json: bool) -> None:
 def describe_model(model: ModelInfo) -> str:
     """One model for people, in 80 columns."""
     verified = "verified" if model.verified else "unverified"
+    quant = "" if model.quant == "none" else f", quant {model.quant}"
     rows = [
         ("blocks", f"{model.n_blocks}, context {model.context} tokens, {verified}"),
-        ("here", f"{model.local or 'nothing'} ({model.backend}, {model.device}, {model.dtype})"),
+        ("here", f"{model.local or 'nothing'} ({model.backend}, {model.device}, {model.dtype}{quant})"),
         ("template", model.template),
         ("path", model.path),
     ]

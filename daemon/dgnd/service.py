@@ -191,6 +191,7 @@ class NodeService:
                 missing=self.offers.missing(model),
                 verified=self.offers.manifests.whole_digest(name) is not None,
                 template=_template_name(model),
+                quant=model.section.quant,
             )
             for name, model in self.models.items()
         ]

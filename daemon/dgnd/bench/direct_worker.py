@@ -63,7 +63,7 @@ class DirectWorker:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
-                worker_command(theirs.fileno()),
+                worker_command(theirs.fileno(), "WARNING"),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=worker_environment(environment),

@@ -125,6 +125,7 @@ def _result(
     return BenchResult(
         model=load.model,
         path=load.path,
+        source=plan.source,
         blocks=plan.config.n_blocks,
         parameters=parameters(plan.config),
         backend=load.backend,

@@ -14,7 +14,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.registry import choose_backend
 from dgn_backends.weights import whole_model
-from dgnd.control.bench import BenchRequest
+from dgnd.control.bench import BenchRequest, Source
 from dgnd.errors import ContextExceeded, NotFound
 from dgnd.wire.messages import LoadSpans
 
@@ -26,6 +26,7 @@ class Plan:
     """A request that can be carried out. Prompts and answers are of `prompt_tokens` and `tokens` ids."""
 
     load: LoadSpans
+    source: Source
     config: ModelConfig
     prompt_tokens: int
     tokens: int
@@ -63,7 +64,7 @@ def make_plan(request: BenchRequest, cache: Path) -> Plan:
         quant=request.quant,
         cache_dir=str(cache),
     )
-    return Plan(load, config, prompt_tokens, request.tokens, request.sessions, request.rounds)
+    return Plan(load, request.source, config, prompt_tokens, request.tokens, request.sessions, request.rounds)
 
 
 def find_model(name: str) -> Path:

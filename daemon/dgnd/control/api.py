@@ -75,6 +75,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     missing: str
     verified: bool
     template: str
+    quant: str = "none"
 
 
 class BackendInfo(msgspec.Struct, frozen=True):

@@ -6,13 +6,19 @@ of how anything is measured.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+#: What a model's name was taken for: a directory, a model of the running dgnd, one that comes along.
+Source = Literal["directory", "dgnd", "bundled"]
 
 
 class BenchRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure. `model` is a directory, or the name of a model that comes along."""
 
     model: str
+    source: Source = "bundled"
     backend: str = "auto"
     quant: str = "none"
     dtype: str = "auto"
@@ -28,6 +34,7 @@ class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     path: str
+    source: Source
     blocks: int
     parameters: int
     backend: str

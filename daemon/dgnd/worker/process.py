@@ -211,13 +211,13 @@ class Progress:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m dgnd.worker FD PARENT_PID`."""
+    """`python -m dgnd.worker FD PARENT_PID LOG_LEVEL`."""
     fd, parent_pid = int(argv[0]), int(argv[1])
     die_with_parent(parent_pid)
     be_first_to_go()
     faulthandler.enable()  # a plugin that crashes shows in the log where
     log_to_stderr(logging.WARNING)  # as the daemon does; libraries tell more than anybody wants
-    logging.getLogger("dgn_backends").setLevel(logging.INFO)
+    logging.getLogger("dgn_backends").setLevel(argv[2])
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the daemon's to handle
         signal.signal(number, signal.SIG_IGN)
     return WorkerProcess(socket.socket(fileno=fd)).run()
