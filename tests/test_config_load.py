@@ -130,6 +130,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ("192.168.1.20/tcp", "192.168.1.20/udp", '18:10: "/ip4/192.168.1.20/udp/4001" uses udp'),
         ("192.168.1.20/tcp/4001", "192.168.1.20/tcp/0", '18:10: "/ip4/192.168.1.20/tcp/0" has port 0'),
         ("attic.lan", "attic..lan", '18:40: "attic..lan" in '),
+        (
+            '"/ip6/::/tcp/0"]',
+            '"/ip4/127.0.0.1/tcp/4001"]',
+            '4:36: "/ip4/127.0.0.1/tcp/4001" is listened on already, by "/ip4/0.0.0.0/tcp/4001"; leave one',
+        ),
+        ('"/ip6/::/tcp/0"]', '"/ip6/::/tcp/1", "/ip6/0::0/tcp/1"]', '4:53: "/ip6/0::0/tcp/1" is listened on'),
         ("/ip4/0.0.0.0/", "/dns4/desk/", '4:11: "/dns4/desk/tcp/4001" is no address to listen on'),
         ('"llama"\npeer = "attic"', '"lama"\npeer = "attic"', '26:1: there is no [models.lama]'),
         ('peer = "attic"', 'peer = "atic"', '27:1: there is no [peers.atic]; did you mean "attic"?'),
@@ -149,7 +155,9 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
     [
         ("sessions.idle_s = 0", "1:10: sessions.idle_s must be a number of seconds above 0"),
         ("sessions = { idle_s = inf }", "1:14: sessions.idle_s must be a number of seconds above 0"),
-        ("[sessions]\nmax_sessions = 0", "2:1: sessions.max_sessions must be at least 1"),
+        ("[sessions]\nmax_sessions = 0", "2:1: sessions.max_sessions must be from 1 to 10000"),
+        ("[sessions]\nmax_sessions = 1000000000", "2:1: sessions.max_sessions must be from 1 to 10000"),
+        (f"[sessions]\nmax_sessions = {10**30}", "2:1: sessions.max_sessions must be from 1 to 10000"),
         ("models = 3", "1:1: models must be a table of tables, not an integer"),
         ("models.a = 3", "1:8: models.a must be a table, not an integer"),
         ("blocks = 3", "1:1: blocks must be an array, not an integer"),

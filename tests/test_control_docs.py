@@ -106,7 +106,7 @@ def test_every_error() -> None:
 
 
 def test_the_bounds() -> None:
-    mebibytes = connection.MAX_REQUEST_BYTES // 2**20
+    mebibytes = jsonrpc.MAX_REQUEST_BYTES // 2**20
     for bound in (
         f"{server.MAX_CONNECTIONS} connections",
         f"{connection.MAX_REQUESTS} requests at once",

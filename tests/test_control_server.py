@@ -315,7 +315,7 @@ def test_what_is_no_request_is_answered_with_the_right_code(daemon: EchoDaemon) 
             raw.ask(b'{"jsonrpc":"2.0","id":1,"method":"status","params":{"a":1}}')["error"]["code"] == -32602
         )
         assert raw.ask(b'{"jsonrpc":"2.0","id":1,"result":{}}')["error"]["code"] == -32600
-        assert raw.ask(b"x" * (connection.MAX_REQUEST_BYTES + 1))["error"]["code"] == -32600
+        assert raw.ask(b"x" * (jsonrpc.MAX_REQUEST_BYTES + 1))["error"]["code"] == -32600
         raw.sock.sendall(b'{"jsonrpc":"2.0","method":"status"}\n{"jsonrpc":"2.0","method":"cancel"}\n\n \n')
         assert raw.ask(b'{"jsonrpc":"2.0","id":"after","method":"status"}\r')["id"] == "after"
 

@@ -213,3 +213,34 @@ def test_a_killed_client_cancels(daemon: EchoDaemon) -> None:
 def test_stdout_that_is_closed_from_the_start(daemon: EchoDaemon) -> None:
     done = subprocess.run(f"{sys.executable} -m dgnctl run hello >&-", shell=True, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "prompt", "said"),
+    [
+        (
+            ["--max-tokens", str(10**20)],
+            "hi",
+            f"max_tokens is {10**20}; it must be between 1 and 9223372036854775807",
+        ),
+        (["--max-tokens", "9" * 5000], "hi", "--max-tokens"),
+        (["--top-k", str(10**10)], "hi", "top_k is 10000000000; it must be between 0 and 2147483647"),
+        (["--temperature", "1e300"], "hi", "temperature is 1e+300; it must be between 0 and 100"),
+        (["--wait", "86401"], "hi", "Invalid value for '--wait': 86401.0 is not in the range 0<=x<=86400."),
+        (
+            [],
+            "x" * 4_500_000,
+            "generate: what was given takes 4,500,065 bytes, and dgnd reads at most 4,194,304 at once; give less",
+        ),
+    ],
+    ids=["max_tokens", "digits", "top_k", "temperature", "wait", "prompt"],
+)
+def test_numbers_and_prompts_beyond_all_bounds(
+    daemon: EchoDaemon, options: list[str], prompt: str, said: str
+) -> None:
+    asked = subprocess.run(
+        [*DGNCTL, "run", *options, "-"], input=prompt, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert said in asked.stderr
+    assert asked.stderr.count("\n") in (1, 4)  # with click's hint

@@ -55,7 +55,11 @@ _OPTIONS = (
     click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; may be repeated."),
     click.option("--stop-ids", multiple=True, type=token_ids, metavar="IDS", help="Stop at ids like 13,2."),
     click.option(
-        "--wait", type=Finite(min=0), default=0.0, metavar="S", help="Wait S s for a node to be ready."
+        "--wait",
+        type=Finite(min=0, max=86400),
+        default=0.0,
+        metavar="S",
+        help="Wait S s for a node to be ready.",
     ),
 )
 

@@ -7,6 +7,7 @@ positions in them: a finding names its key.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
@@ -30,6 +31,8 @@ DTYPES = ("auto", "f32", "bf16", "f16")
 QUANTS: tuple[str, ...] = get_args(Quant)
 #: A node that takes longer to leave than this is not leaving.
 MOST_DRAIN_S = 3600.0
+#: More than any node can hold in memory.
+MOST_SESSIONS = 10_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
 #: More blocks than any model has, for reading a span before the model is known.
@@ -64,6 +67,7 @@ def _check_node(config: Config) -> None:
     socket = config.control.socket
     if socket is not None and len(os.fsencode(socket)) > _SOCKET_PATH_BYTES:
         raise KeyProblem(("control", "socket"), f"a socket's path has at most {_SOCKET_PATH_BYTES} bytes")
+    before: list[tuple[str, TcpAddress]] = []
     for index, text in enumerate(node.listen):
         at: KeyPath = ("node", "listen", index)
         address = _address(text, at)
@@ -71,6 +75,10 @@ def _check_node(config: Config) -> None:
             raise KeyProblem(at, f'"{text}" is no address to listen on; /ip4/0.0.0.0/tcp/4001 listens on all')
         if address.peer_id is not None:
             raise KeyProblem(at, f'"{text}": an address to listen on ends after the port')
+        for other, earlier in before:
+            if _is_the_same(earlier, address):
+                raise KeyProblem(at, f'"{text}" is listened on already, by "{other}"; leave one of them out')
+        before.append((text, address))
     if not 0 <= node.drain_s <= MOST_DRAIN_S:
         raise KeyProblem(("node", "drain_s"), f"node.drain_s must be from 0 to {MOST_DRAIN_S:.0f} seconds")
     if not (config.sessions.idle_s > 0 and math.isfinite(config.sessions.idle_s)):
@@ -79,8 +87,17 @@ def _check_node(config: Config) -> None:
         raise KeyProblem(("sessions", "recover_s"), "sessions.recover_s must be 0 seconds or more")
     if config.sessions.journal_bytes < 0:
         raise KeyProblem(("sessions", "journal_bytes"), "sessions.journal_bytes must be 0 or more")
-    if config.sessions.max_sessions < 1:
-        raise KeyProblem(("sessions", "max_sessions"), "sessions.max_sessions must be at least 1")
+    if not 1 <= config.sessions.max_sessions <= MOST_SESSIONS:
+        message = f"sessions.max_sessions must be from 1 to {MOST_SESSIONS}"
+        raise KeyProblem(("sessions", "max_sessions"), message)
+
+
+def _is_the_same(one: TcpAddress, other: TcpAddress) -> bool:
+    """Whether only one of two addresses to listen on can be had. Port 0 is another one each time."""
+    if one.port == 0 or (one.kind, one.port) != (other.kind, other.port):
+        return False
+    hosts = [ipaddress.ip_address(address.host) for address in (one, other)]
+    return hosts[0] == hosts[1] or any(host.is_unspecified for host in hosts)
 
 
 def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) -> None:

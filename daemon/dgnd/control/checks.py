@@ -41,7 +41,8 @@ def check_generate(params: api.GenerateParams) -> None:
     for name, low, high in _RANGES:
         value: Any = getattr(params, name)
         if value is not None and not (low <= value <= high and math.isfinite(value)):
-            raise BadRequest(f"{name} is {value}; it must be {_range(low, high)}")
+            between = f"between {_shown(low)} and {_shown(high)}"
+            raise BadRequest(f"{name} is {_shown(value)}; it must be {between}")
     check_session(params.session)
     if any(not text for text in params.stop) or any(not ids for ids in params.stop_ids):
         raise BadRequest("stop and stop_ids must not hold an empty sequence")
@@ -53,5 +54,5 @@ def check_session(name: str | None) -> None:
         raise BadRequest(f"session has {len(name)} characters; its name must have 1 to {MAX_SESSION_NAME}")
 
 
-def _range(low: float, high: float) -> str:
-    return f"at least {low:g}" if high >= _BIG else f"between {low:g} and {high:g}"
+def _shown(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else str(number)

@@ -107,7 +107,7 @@ class ControlClient:
         """Sends a request; returns its id.
 
         Raises:
-            BadRequest: a text in it is not valid Unicode.
+            BadRequest: a text in it is not valid Unicode, or it is longer than dgnd reads.
             NoDaemon: dgnd is gone.
         """
         self._next_id += 1
@@ -115,6 +115,9 @@ class ControlClient:
             line = jsonrpc.encode_request(self._next_id, method, params or api.NoParams())
         except (UnicodeEncodeError, OverflowError) as error:
             raise BadRequest(f"{method}: what was given can't be sent: {error}") from None
+        if len(line) > jsonrpc.MAX_REQUEST_BYTES:
+            limit = f"dgnd reads at most {jsonrpc.MAX_REQUEST_BYTES:,} at once"
+            raise BadRequest(f"{method}: what was given takes {len(line):,} bytes, and {limit}; give less")
         self._send(line)
         self._wait_anew()
         return self._next_id

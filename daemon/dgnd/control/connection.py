@@ -31,7 +31,6 @@ from dgnd.errors import (
 
 log = logging.getLogger("dgnd.control")
 
-MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024  #: one line of a client
 MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024  #: a client with more than this unread is dropped
 MAX_REQUESTS: Final = 64  #: running at once on one connection
 CANCEL_GRACE_S: Final = 10.0  #: for a cancelled `generate` to return what it has
@@ -114,7 +113,7 @@ class Connection:
     # --- bytes
 
     async def _read(self, requests: trio.Nursery) -> None:
-        lines = jsonrpc.Lines(MAX_REQUEST_BYTES)
+        lines = jsonrpc.Lines(jsonrpc.MAX_REQUEST_BYTES)
         while True:
             try:
                 data = await self._sock.recv(_CHUNK)
@@ -125,7 +124,11 @@ class Connection:
             lines.receive(data)
             while (line := lines.next()) is not None:
                 if isinstance(line, jsonrpc.LineTooLong):
-                    self.refuse(InvalidRequest(f"a line of more than {line.limit} bytes was skipped"))
+                    self.refuse(
+                        InvalidRequest(
+                            f"a line of more than {line.limit:,} bytes was skipped: send less at once"
+                        )
+                    )
                 else:
                     self._take(jsonrpc.parse(line), requests)
             await trio.lowlevel.checkpoint()

@@ -19,6 +19,8 @@ Id = int | str
 
 #: The longest line that either end accepts from the other, in bytes.
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+#: The longest line that dgnd accepts from a client.
+MAX_REQUEST_BYTES: Final = 4 * 1024 * 1024
 _MAX_ID: Final = 2**63
 _MAX_ID_LENGTH: Final = 128
 _BAD_ID: Final = f'"id" must be a 64-bit whole number or a string of at most {_MAX_ID_LENGTH} characters'
