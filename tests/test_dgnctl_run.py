@@ -230,7 +230,7 @@ def test_stdout_that_is_closed_from_the_start(daemon: EchoDaemon) -> None:
         (
             [],
             "x" * 4_500_000,
-            "generate: what was given takes 4,500,065 bytes, and dgnd reads at most 4,194,304 at once; give less",
+            " bytes, and dgnd reads at most 4,194,304 at once; give less",
         ),
     ],
     ids=["max_tokens", "digits", "top_k", "temperature", "wait", "prompt"],
