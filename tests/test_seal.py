@@ -129,6 +129,37 @@ def test_text_is_not_read_from_another_models_directory(tmp_path: Path) -> None:
         assert "can't answer prompts given here" in "\n".join(status(node).notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "broken", "said"),
+    [
+        ("tokenizer.json", '{"version": "1.0"', "tokenizer.json"),
+        ("tokenizer_config.json", '{"chat_template": "{% if %}"}', "tokenizer_config.json"),
+        ("tokenizer.json", None, "tokenizer.json"),
+    ],
+    ids=["tokenizer", "template", "missing"],
+)
+def test_text_that_can_not_be_used_is_shown_before_anybody_asks(
+    tmp_path: Path, name: str, broken: str | None, said: str
+) -> None:
+    model = make_tiny_llama(tmp_path / "model", n_blocks=2)
+    if broken is None:
+        (model / name).unlink()
+    else:
+        (model / name).write_text(broken)
+    with Cluster(tmp_path / "nodes", model) as cluster:
+        cluster.full_mesh([Row("a", "embed,0-1,head")])
+        node = cluster.nodes["a"]
+
+        def notes() -> list[str]:
+            start = "model m can't answer prompts given here: "
+            return [note for note in status(node).notes if note.startswith(start) and said in note]
+
+        node.wait_for(notes, what="a note")
+        with pytest.raises(ModelError, match=said):
+            generate(node)
+        assert len(notes()) == 1
+
+
 def test_digests_are_made_again_where_the_child_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,9 +6,12 @@ Knows nothing of sessions or peers' offers.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from dgn_backends.bundled import bundled_model
 from dgn_backends.hf_config import read_config
@@ -83,10 +86,22 @@ class LocalModel:
 
     @property
     def text_problem(self) -> str:
-        """Why this node can't answer prompts to the model, as far as that is known without reading much."""
+        """Why this node can't answer prompts to the model, as far as that is known."""
         if self._text is None and not self._text_problem:
             return "" if (self.path / TOKENIZER_FILE).is_file() else f"{self.path} has no {TOKENIZER_FILE}"
         return self._text_problem
+
+    async def check_text(self) -> None:
+        """Finds out whether `text` can be read, for `text_problem`: nobody may ask for it for a long time."""
+        if self._text is not None or not (self.path / TOKENIZER_FILE).is_file():
+            return
+        section = self.section
+        command = [sys.executable, "-m", "dgnd.text.check", str(self.path), section.chat_template]
+        result = await trio.run_process(command, capture_stderr=True, check=False)
+        lines = result.stderr.decode(errors="replace").strip().splitlines()
+        if result.returncode == 1 and lines and self._text is None and self.section is section:
+            self._text_problem = lines[-1]
+            log.warning("model %s can't answer prompts given here: %s", self.name, self._text_problem)
 
     def _refuse_other_text(self) -> None:
         """The text's files are read late: they must still be those of the weights."""
@@ -157,10 +172,12 @@ def read_model(name: str, section: ModelSection, cache: Path) -> LocalModel:
 
 
 async def make_manifest(model: LocalModel, done: Callable[[], None]) -> None:
-    """Has the digests of the model's files made; `done` is called when `manifest` or `problem` is set."""
+    """Has the digests of the model's files made; `done` is called when `manifest` or `problem` is set. Looks
+    into the text's files then."""
     try:
         model.manifest = await model.seal.make()
     except ModelError as error:
         model.problem = error.message
         log.error("model %s is not served: %s", model.name, model.problem)
     done()
+    await model.check_text()
