@@ -164,6 +164,10 @@ def test_one_that_hangs_is_ended_and_named(running: TestNode) -> None:
         ("inner.weights_bytes = np.int64(7)", f"{LABEL}: its runner's weights_bytes is "),
         ("inner.dtype = ['f32']", f"{LABEL}: its runner's dtype is ['f32'], not one of"),
         ("progress('x', None)", f"{LABEL} raised TypeError: unsupported operand"),
+        (
+            "import dgnd.worker.load_watch as watch; watch.PATIENCE_S = 1; time.sleep(1009)",
+            f"{LABEL} hung: nothing of it moved while it loaded",
+        ),
     ],
 )
 def test_a_fault_while_loading_is_named_and_hurts_no_other_model(

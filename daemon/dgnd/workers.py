@@ -59,7 +59,7 @@ _LONGEST_DELAY_S = 60.0
 _PERMANENT = (BackendUnavailable, ModelError)
 #: Signals that a process brings on itself.
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
-_STEADY_S = 60.0  #: after running for so long the delay starts again
+_STEADY_S = 60.0  #: one that was ready after so long begins with the first delay again
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class WorkerHandle:
             started = trio.current_time()
             error = await self._run_once()
             why, before = error.message, self.fault
-            if trio.current_time() - started > _STEADY_S:
+            if self.ready and trio.current_time() - started > _STEADY_S:
                 delay = _FIRST_DELAY_S
             self.fault = error if isinstance(error, _PERMANENT) else None
             self.state = "restarting" if self.fault is None else "failed"

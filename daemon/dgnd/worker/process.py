@@ -44,6 +44,7 @@ from dgnd.wire.messages import (
     WorkerStats,
 )
 from dgnd.worker.joined import positions
+from dgnd.worker.load_watch import LoadWatch
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
@@ -95,16 +96,20 @@ class WorkerProcess:
             request = self._load
         assert request is not None
         pid = os.getpid()
+        label = label_of(request.backend)
         try:
-            self._worker = worker = SpanWorker(request, self._progress())
+            what = "nothing of it moved while it loaded"
+            with LoadWatch(lambda: self._hung(label, what, writer)) as watch:
+                self._worker = worker = SpanWorker(request, Progress(self._outbox, watch))
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
                 self._outbox.put([Frame(Loaded(spans=worker.loaded(), device=request.device))])
-                self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(worker.plugin.label, writer)))
+                what = f"a batch took more than {HUNG_S:.0f} s"
+                self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(label, what, writer)))
         except DgnError as error:
             self._fail(error.kind, error.message)
         except BaseException as error:  # noqa: BLE001 - a plugin is foreign code, beside which anything may fail
             traceback.print_exc()
-            self._fail("backend", f"{label_of(request.backend)}: the worker failed: {raised(error)}")
+            self._fail("backend", f"{label}: the worker failed: {raised(error)}")
         return self._end(writer)
 
     def _end(self, writer: threading.Thread) -> int:
@@ -113,18 +118,15 @@ class WorkerProcess:
         writer.join(timeout=5)
         return 1
 
-    def _hung(self, label: str, writer: threading.Thread) -> None:
+    def _hung(self, label: str, what: str, writer: threading.Thread) -> None:
         """A call of the plugin does not come back: says so, shows in the log where it is, and ends the
         process."""
         faulthandler.dump_traceback()
-        self._fail("backend", f"{label} hung: a batch took more than {HUNG_S:.0f} s")
+        self._fail("backend", f"{label} hung: {what}")
         os._exit(self._end(writer))
 
     def _fail(self, kind: str, message: str) -> None:
         self._outbox.put([Frame(Failure(kind=kind, message=message[:4096], tag="w.load"))])
-
-    def _progress(self) -> Progress:
-        return Progress(self._outbox)
 
     def _compute(self, worker: SpanWorker, watchdog: Watchdog) -> None:
         pid, pace = os.getpid(), Pace()
@@ -198,12 +200,14 @@ class WorkerProcess:
 class Progress:
     """Load progress as frames, a few a second and the last one always."""
 
-    def __init__(self, outbox: queue.SimpleQueue[list[Frame] | None]) -> None:
+    def __init__(self, outbox: queue.SimpleQueue[list[Frame] | None], watch: LoadWatch) -> None:
         self._outbox = outbox
+        self._watch = watch
         self._last = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         done, total = (min(max(int(number), 0), 2**63 - 1) for number in (done, total))  # foreign code calls
+        self._watch.sign()
         now = time.monotonic()
         if now - self._last >= _PROGRESS_INTERVAL_S or done >= total:
             self._last = now
