@@ -126,8 +126,8 @@ def dequantise(weight: Quantised, in_features: int) -> F32:
     result = np.empty((out, in_features), np.float32)
     scheme = weight.scheme
     for rows in _chunks(out, in_features):
-        codes = _unpacked(weight.packed[rows], scheme.bits)
-        zeros = _unpacked(weight.zeros[rows], scheme.bits)[:, :groups, None]
+        codes = unpacked(weight.packed[rows], scheme.bits)
+        zeros = unpacked(weight.zeros[rows], scheme.bits)[:, :groups, None]
         values = codes.astype(np.float32)
         values -= zeros
         values *= weight.scales[rows, :, None]
@@ -144,8 +144,8 @@ def _packed(codes: U8, bits: int) -> U8:
     return codes[0::2] | (codes[1::2] << np.uint8(4))
 
 
-def _unpacked(packed: U8, bits: int) -> U8:
-    """The codes along the last axis."""
+def unpacked(packed: U8, bits: int) -> U8:
+    """The codes along the last axis of `packed`, two in a byte where they have 4 bits, the low half first."""
     if bits == 8:
         return packed
     codes = np.empty((*packed.shape[:-1], 2 * packed.shape[-1]), np.uint8)

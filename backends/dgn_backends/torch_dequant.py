@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from dgn_backends.quant import Quantised
+from dgn_backends.quant import Quantised, unpacked
 from dgn_backends.torch_linear import Product
 
 #: Weights in a tile: in a core's cache on a CPU; elsewhere as many as keep the device busy.
@@ -47,7 +47,9 @@ class DequantisedMatrix:
     def _tile_product(self, x: torch.Tensor, bias: torch.Tensor | None, first: int) -> torch.Tensor:
         rows = slice(first, first + self._tile_rows)
         packed = self._packed[rows]
-        codes = _unpacked(packed, self._scheme.bits)
+        codes = packed
+        if self._scheme.bits == 4:  # as `quant.unpacked`, on any device
+            codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
         values = codes.float().sub_(self._zeros[rows, :, None]).mul_(self._scales[rows, :, None])
         weights = values.view(len(packed), -1)[:, : self.in_features].to(self._dtype)
         return F.linear(x, weights, None if bias is None else bias[rows])
@@ -55,23 +57,13 @@ class DequantisedMatrix:
 
 def unpacked_zeros(weight: Quantised) -> torch.Tensor:
     """The zero points of `weight`, u8 [out, groups]."""
-    return _unpacked(shared(weight.zeros), weight.scheme.bits)[:, : weight.scales.shape[1]]
+    return shared(unpacked(weight.zeros, weight.scheme.bits))[:, : weight.scales.shape[1]]
 
 
 def largest(weight: Quantised) -> float:
     """The largest number that codes of `weight` can stand for, whatever its sign."""
     zeros = unpacked_zeros(weight).float()
     return float((torch.maximum(zeros, weight.scheme.top - zeros) * shared(weight.scales)).max())
-
-
-def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes along the last axis, u8."""
-    if bits == 8:
-        return packed
-    codes = packed.new_empty((*packed.shape[:-1], 2 * packed.shape[-1]))
-    torch.bitwise_and(packed, 15, out=codes[..., 0::2])
-    torch.bitwise_right_shift(packed, 4, out=codes[..., 1::2])
-    return codes
 
 
 def shared(array: npt.NDArray[np.generic]) -> torch.Tensor:
