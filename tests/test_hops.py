@@ -562,16 +562,18 @@ def test_other_words_are_passed_to_nobody(sender: Identity, key: HopKey) -> None
 # --- ends ---------------------------------------------------------------------------------------------
 
 
-def test_a_dead_worker_is_told_to_every_origin() -> None:
+def test_a_dead_worker_is_told_to_every_origin_and_whose_steps_ran() -> None:
     node = Node()
-    node.opened()
+    key = node.opened()
     node.opened(OTHER)
-    assert node._news(lambda: node.server.on_worker_down("m", "another worker", ())) == []
-    news = node._news(lambda: node.server.on_worker_down("m", "killed by SIGKILL", set(node.server.hops)))
+    assert node._news(lambda: node.server.on_worker_down("m", "another worker", (), ())) == []
+    ended = lambda: node.server.on_worker_down("m", "killed by SIGKILL", set(node.server.hops), {key})  # noqa: E731
+    news = node._news(ended)
     assert [(peer, message.kind) for peer, message in news] == [
         (ORIGIN.peer_id, "worker_died"),
         (OTHER.peer_id, "worker_died"),
     ]
+    assert [message.data["running"] for _, message in news] == [True, False]
     assert "1-2" in news[0][1].message
     assert "SIGKILL" in news[0][1].message
     assert node.server.hops == {}

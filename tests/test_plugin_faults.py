@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,17 @@ class Faulty:
         progress(np.int64(1), np.int64(2))
         return Runner(ReferenceBackend().load(request, progress))
 
+class Poisoned(Faulty):
+    def load(self, request, progress):
+        inner = ReferenceBackend().load(request, progress)
+        forward = inner.forward
+        def crashing(steps):
+            if any(step.inputs.to_numpy().tolist().count(@A@) > 1 for step in steps):
+                ctypes.string_at(8)
+            return forward(steps)
+        inner.forward = crashing
+        return inner
+
 class Loading(Faulty):
     def load(self, request, progress):
         inner = ReferenceBackend().load(request, progress)
@@ -74,20 +86,21 @@ class Loading(Faulty):
 """
 
 
-def plugin(site: Site, loading: str = "") -> None:
+def plugin(site: Site, loading: str = "", name: str = "") -> None:
     faults = [*((letter, source) for letter, (source, _) in FAULTS.items()), ("z", "time.sleep(1009)")]
     lines = [f"        if {byte_ids(letter)[0]} in ids:\n            {source}" for letter, source in faults]
     source = PLUGIN.replace("@FAULTS@", "\n".join(lines)).replace("@LOADING@", loading or "pass")
-    target = "their_plugin:Loading" if loading else "their_plugin:Faulty"
-    site.add("their-plugin", {"faulty": target}, {"their_plugin": source})
+    source = source.replace("@A@", str(byte_ids("a")[0]))
+    name = name or ("Loading" if loading else "Faulty")
+    site.add("their-plugin", {"faulty": f"their_plugin:{name}"}, {"their_plugin": source})
 
 
-def node(tmp_path: Path, cluster: Cluster, site: Site) -> TestNode:
+def node(tmp_path: Path, cluster: Cluster, site: Site, more: str = "") -> TestNode:
     """A daemon with two models, one of them with the plugin; not started."""
-    path = str(make_tiny_llama(tmp_path / "model", n_blocks=3))
+    path = str(make_tiny_llama(tmp_path / "model", n_blocks=3, max_positions=4096))
     models = {"m": {"path": path, "backend": "faulty"}, "other": {"path": path, "backend": "reference"}}
     cluster.add("a").extra_env |= site.environment
-    return cluster.configure("a", [Row("a", SPAN), Row("a", SPAN, "other")], models=models)
+    return cluster.configure("a", [Row("a", SPAN), Row("a", SPAN, "other")], models=models, more=more)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +125,16 @@ def computing(found: TestNode) -> list[psutil.Process]:
 def answer(found: TestNode, model: str) -> list[int]:
     ids: list[int] = found.run("XYZ", "--model", model, "--max-tokens", "5", "--wait", "100")["token_ids"]
     return ids
+
+
+def long_answer(found: TestNode, model: str, prompt: str) -> list[int]:
+    ids: list[int] = found.run(prompt, "--model", model, "--max-tokens", "2000")["token_ids"]
+    return ids
+
+
+def answering(found: TestNode) -> int:
+    """How many sessions have an answer well under way."""
+    return sum(session["position"] > 50 for session in found.ctl_json("status")["sessions"])
 
 
 def refused(found: TestNode, letter: str, timeout: float = 60.0) -> str:
@@ -140,6 +163,26 @@ def test_a_fault_is_named_and_the_next_answer_is_right(running: TestNode, letter
         assert 'their_plugin.py", line' in running.log  # where it crashed
     if letter == "n":
         running.wait_for(lambda: len(computing(running)) == 2, what="end of the copy")
+
+
+def test_a_step_that_kills_its_worker_twice_ends_its_own_session_alone(tmp_path: Path) -> None:
+    """Others of that worker go on with the answers that they would have given."""
+    site = Site(tmp_path / "site")
+    plugin(site, name="Poisoned")
+    with Cluster(tmp_path / "nodes", None) as cluster:
+        found = node(tmp_path, cluster, site, "[sessions]\nrecover_s = 60")
+        cluster.start()
+        prompts = ("XYZ", "PQR", "STU")
+        right = [long_answer(found, "other", prompt) for prompt in prompts]
+        with ThreadPoolExecutor() as pool:
+            others = [pool.submit(long_answer, found, "m", prompt) for prompt in prompts]
+            found.wait_for(lambda: answering(found) == len(prompts), what="answers under way")
+            line = refused(found, "aaaa")
+            assert "was running at 2 deaths of workers" in line
+            assert FAULTS["a"][1] in line
+            assert answering(found) > 0, "nobody was there to be hurt"
+            assert [other.result() for other in others] == right
+        assert found.log.count("crashed: SIGSEGV; starting it again") == 2
 
 
 @pytest.mark.slow

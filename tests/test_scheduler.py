@@ -31,6 +31,11 @@ def chunk(of: HopKey, start: int = 0) -> Frame:
     return step(of, start, 128, sample=False)
 
 
+def alone(frame: Frame) -> Frame:
+    assert isinstance(frame.message, StepFrame)
+    return Frame(structs.replace(frame.message, alone=True), frame.payload)
+
+
 def opening(of: HopKey) -> Frame:
     return Frame(OpenSequence(key=of, span="0", max_positions=9))
 
@@ -116,6 +121,16 @@ def test_one_hop_gives_one_step_to_a_batch() -> None:
 def test_what_opens_a_hop_is_done_before_its_steps_and_before_other_chunks() -> None:
     batches = drained(filled(chunk(B), opening(A), chunk(A)))
     assert batches == [[opening(A)], [chunk(B)], [chunk(A)]]
+
+
+def test_a_step_that_is_to_be_alone_is_and_holds_up_nobody() -> None:
+    a, b, c, d = (key(name) for name in "abcd")
+    outcast = alone(decode(b))
+    assert drained(filled(decode(a), outcast, decode(c))) == [[decode(a), decode(c)], [outcast]]
+    outcast = alone(chunk(d))
+    assert drained(filled(outcast, chunk(a), decode(c))) == [[outcast], [decode(c), chunk(a)]]
+    outcasts = [alone(chunk(d)), alone(chunk(d, 128))]
+    assert drained(filled(*outcasts), budget=512) == [[outcasts[0]], [outcasts[1]]]
 
 
 def test_a_batch_is_bounded_and_takes_from_every_origin() -> None:

@@ -135,7 +135,7 @@ class WorkerSilent(WorkerDied):
     """A worker process neither answers nor computes: it is stopped, or hangs."""
 
     kind = "worker_silent"
-    code = -32026
+    code = -32027
 
 
 class PeerError(DgnError):

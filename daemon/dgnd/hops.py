@@ -206,6 +206,7 @@ class HopServer:
                 count=kept.stop - kept.start,
                 digest_start=kept.digest_start,
                 digest_end=kept.digest_end,
+                alone=message.alone,
             )
             self._forward(hop, step, kept.rows)
 
@@ -304,12 +305,16 @@ class HopServer:
 
     # --- ends
 
-    def on_worker_down(self, model: str, why: str, keys: Collection[HopKey]) -> None:
-        """A worker of `model` ended, and with it the KV of the hops `keys`."""
+    def on_worker_down(
+        self, model: str, why: str, keys: Collection[HopKey], running: Collection[HopKey]
+    ) -> None:
+        """A worker of `model` ended, and with it the KV of the hops `keys`; it was computing steps of those
+        in `running`."""
         for key, hop in list(self.hops.items()):
             if key in keys:
                 self._drop(hop)
-                error = WorkerDied(f"the worker with {hop.span} of {model} ended: {why}")
+                text = f"the worker with {hop.span} of {model} ended: {why}"
+                error = WorkerDied(text, running=key in running)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
     def on_worker_silent(self, model: str, why: str, keys: Collection[HopKey]) -> None:

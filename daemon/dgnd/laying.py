@@ -159,6 +159,7 @@ async def _fill(
                     route=session.route_number,
                     start=start,
                     stop=stop,
+                    alone=start < session.alone_until,
                 )
                 driver.host.post(before.peer, Frame(replay))
         message = await driver.next_message(FILL_TIMEOUT_S)

@@ -267,8 +267,10 @@ class Node:
         self.engine.on_peer_down(peer, why)
         self.network.announce()
 
-    def _on_worker_down(self, model: str, why: str, keys: Collection[HopKey]) -> None:
-        self.hops.on_worker_down(model, why, keys)
+    def _on_worker_down(
+        self, model: str, why: str, keys: Collection[HopKey], running: Collection[HopKey]
+    ) -> None:
+        self.hops.on_worker_down(model, why, keys, running)
         self.network.announce()
 
     def _offers_changed(self) -> None:

@@ -77,13 +77,15 @@ class Recovery:
             await trio.sleep(_POLL_S)
 
     def _note(self, error: DgnError) -> None:
-        """Remembers who had what, and how often this step was there when a worker died."""
+        """Remembers who had what, and how often a worker died computing this step. From now on the step is
+        computed alone, so that others are neither hurt by it nor blamed for it."""
         for hop in self.driver.session.route:
             self._had.update(dict.fromkeys(hop.span.units(), self.driver.host.peer_name(hop.peer)))
-        if isinstance(error, WorkerDied):
+        if type(error) is WorkerDied and error.data.get("running", True):
             position = len(self.driver.session.tokens)
             self._deaths = self._deaths + 1 if position == self._position else 1
             self._position = position
+            self.driver.session.alone_until = position
             if self._deaths >= DEATHS:
                 raise StepCrashesBackend(
                     f"the step at position {position - 1} was running at {self._deaths} deaths of workers, "

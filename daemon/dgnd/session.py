@@ -48,6 +48,7 @@ class OriginSession:
         self.route_number = 0
         self.branch = 0
         self.sent = 0
+        self.alone_until = 0  #: steps from below this position are computed in batches of their own
         self._window = 0
         self._under_way: deque[int] = deque()  # the ends of the frames whose credits are not back
         self._digests = PrefixDigests(secrets.token_bytes(16))
@@ -202,6 +203,7 @@ class OriginSession:
             digest_end=self._digests.at(stop),
             truncate_to=truncate_to,
             sample=sample,
+            alone=start < self.alone_until,
         )
         ids = np.asarray(self.tokens[start:stop], dtype="<i4")
         return Frame(message, Tensor.from_numpy(ids, "i32"))

@@ -27,6 +27,7 @@ from dgnd.errors import (
     error_from,
 )
 from dgnd.mapped_files import MappedFiles
+from dgnd.running_note import RunningNote
 from dgnd.seal import Seal
 from dgnd.signal_name import signal_name
 from dgnd.vitals import moved_by
@@ -35,6 +36,7 @@ from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Failure,
     Frame,
+    HopKey,
     Loaded,
     LoadedSpan,
     LoadProgress,
@@ -69,7 +71,7 @@ class WorkerHandlers:
     on_frame: Callable[[str, Frame], None]
     on_ready: Callable[[str], None]
     on_silent: Callable[[str, str], None]
-    on_down: Callable[[str, str], None]
+    on_down: Callable[[str, str, frozenset[HopKey]], None]
 
 
 class WorkerHandle:
@@ -89,6 +91,7 @@ class WorkerHandle:
         self._seal = seal
         self._outbox: trio.MemorySendChannel[Frame] | None = None
         self._failure: DgnError | None = None
+        self._running: frozenset[HopKey] = frozenset()  # at the last end
         self._nursery: trio.Nursery | None = None
         self._heard = 0  # times that bytes came
         self._looked_after = False
@@ -157,17 +160,19 @@ class WorkerHandle:
             self.spans, self.stats = (), WorkerStats()
             if self.fault is None or before is None or before.message != why:
                 log.error("worker of %s: %s; starting it again in %.1f s", self.model, why, delay)
-            self._handlers.on_down(self.model, why)
+            self._handlers.on_down(self.model, why, self._running)
             await trio.sleep(delay)
             delay = min(delay * 2, _LONGEST_DELAY_S)
 
     async def _run_once(self) -> DgnError:
         """Starts the process and serves it to its end; returns why it ended, or was not started."""
+        self._running = frozenset()
         try:
             await self._seal.check()
         except ModelError as error:
             return error
         ours, theirs = socket.socketpair()
+        note = RunningNote()
         self._failure = None
         if self.fault is None:  # else it stays failed until a start works
             self.state, self.detail = "loading", ""
@@ -175,8 +180,8 @@ class WorkerHandle:
             # Not trio's open_process: it may spawn from a short-lived thread, and PR_SET_PDEATHSIG is about
             # the thread.
             process = subprocess.Popen(  # noqa: ASYNC220 - see above; it takes about a millisecond
-                worker_command(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                worker_command(theirs.fileno(), note.fd),
+                pass_fds=[theirs.fileno(), note.fd],
                 stdin=subprocess.DEVNULL,
                 env=worker_environment(),
             )
@@ -200,6 +205,8 @@ class WorkerHandle:
             self._nursery, self._looked_after = None, False
             with trio.CancelScope(shield=True):
                 await _reap(process, patience_s=0.0 if hung else 0.5)
+            self._running = note.read()
+            note.close()
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
             why = f"{self._label} hung: no sign of life for {self._patience_s:.0f} s, killed"

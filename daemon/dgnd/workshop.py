@@ -27,7 +27,8 @@ class WorkshopHandlers:
     on_frame: Callable[[str, Frame], None]
     on_ready: Callable[[], None]
     on_silent: Callable[[str, str, Collection[HopKey]], None]  #: why, and the hops in that worker
-    on_down: Callable[[str, str, Collection[HopKey]], None]
+    #: why, the hops that were in that worker, and those of them whose steps it was computing
+    on_down: Callable[[str, str, Collection[HopKey], Collection[HopKey]], None]
 
 
 class Workshop:
@@ -49,7 +50,7 @@ class Workshop:
             on_frame=given.on_frame,
             on_ready=lambda _: given.on_ready(),
             on_silent=lambda name, why: given.on_silent(name, why, self.hops_of(worker)),
-            on_down=lambda name, why: given.on_down(name, why, self.hops_of(worker)),
+            on_down=lambda name, why, running: given.on_down(name, why, self.hops_of(worker), running),
         )
         request = model.load_request(section, spans, backend, self._cache)
         worker = WorkerHandle(request, handlers, model.seal)

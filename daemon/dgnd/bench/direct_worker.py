@@ -6,6 +6,7 @@ times come out.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import time
@@ -15,6 +16,7 @@ from types import TracebackType
 
 from dgn_backends.span import Span
 from dgnd.errors import WorkerDied, error_from
+from dgnd.running_note import RunningNote
 from dgnd.session import OriginSession, RouteHop
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
@@ -61,10 +63,11 @@ class DirectWorker:
         self._decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
         began = time.perf_counter()
         ours, theirs = socket.socketpair()
-        with theirs:
+        note = RunningNote()  # which nobody reads
+        with theirs, contextlib.closing(note):
             self.process = subprocess.Popen(
-                worker_command(theirs.fileno(), "WARNING"),
-                pass_fds=[theirs.fileno()],
+                worker_command(theirs.fileno(), note.fd, "WARNING"),
+                pass_fds=[theirs.fileno(), note.fd],
                 stdin=subprocess.DEVNULL,
                 env=worker_environment(environment),
             )

@@ -182,6 +182,7 @@ class StepFrame(Message, tag="step", frozen=True):
     digest_end: int  #: of [0, start + count)
     truncate_to: int | None = None
     sample: Sampling | None = None
+    alone: bool = False  #: a worker died over it: it is computed in a batch of its own
 
     @property
     def stop(self) -> int:
@@ -210,6 +211,7 @@ class Replay(Message, tag="replay", frozen=True):
     route: int
     start: int
     stop: int
+    alone: bool = False  #: as in StepFrame
 
 
 class TokenFrame(Message, tag="token", frozen=True):

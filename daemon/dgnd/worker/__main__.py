@@ -1,4 +1,4 @@
-"""`python -m dgnd.worker FD PARENT_PID`: started by dgnd only."""
+"""`python -m dgnd.worker FD NOTE_FD PARENT_PID LOG_LEVEL`: started by dgnd only."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from dgn_backends.errors import BackendError
 from dgn_backends.tensor import Tensor
-from dgnd.wire.messages import Frame, StepFrame
+from dgnd.wire.messages import Frame, HopKey, StepFrame
 
 
 def step_of(frame: Frame) -> StepFrame:
@@ -23,6 +23,11 @@ def step_of(frame: Frame) -> StepFrame:
 def positions(batch: Sequence[Frame]) -> int:
     """The positions of all steps in a batch."""
     return sum(frame.message.count for frame in batch if isinstance(frame.message, StepFrame))
+
+
+def hops_of(batch: Sequence[Frame]) -> list[HopKey]:
+    """The hops that have steps in a batch, each once."""
+    return list(dict.fromkeys(frame.message.key for frame in batch if isinstance(frame.message, StepFrame)))
 
 
 def by_hop(batch: Sequence[Frame]) -> list[tuple[Frame, ...]]:

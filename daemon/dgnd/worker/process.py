@@ -25,6 +25,7 @@ from dgn_backends.errors import DgnError
 from dgn_backends.foreign import raised
 from dgn_backends.registry import label_of
 from dgnd.logs import log_to_stderr
+from dgnd.running_note import RunningNote
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -43,7 +44,7 @@ from dgnd.wire.messages import (
     StepFrame,
     WorkerStats,
 )
-from dgnd.worker.joined import positions
+from dgnd.worker.joined import hops_of, positions
 from dgnd.worker.load_watch import LoadWatch
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
@@ -77,8 +78,9 @@ def be_first_to_go() -> None:
 class WorkerProcess:
     """Wires the threads; `run` returns the exit code."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, note: RunningNote) -> None:
         self._sock = sock
+        self._note = note
         self._scheduler = Scheduler()
         self._wake = threading.Condition()  # guards _scheduler and _load
         self._load: LoadSpans | None = None
@@ -136,11 +138,13 @@ class WorkerProcess:
                 self._wake.wait_for(self._scheduler.is_gathered, pace.patience_s)
                 batch = self._scheduler.take(pace.budget)
             begun = time.monotonic()
+            self._note.write(hops_of(batch))
             with watchdog:
                 answers = worker.run(batch)
                 kv_bytes = worker.kv_bytes()
             if os.getpid() != pid:
                 return  # a copy that the plugin made by forking
+            self._note.write(())
             if answers:
                 self._outbox.put(answers)
             pace.observe(positions(batch), time.monotonic() - begun)
@@ -215,13 +219,13 @@ class Progress:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m dgnd.worker FD PARENT_PID LOG_LEVEL`."""
-    fd, parent_pid = int(argv[0]), int(argv[1])
+    """`python -m dgnd.worker FD NOTE_FD PARENT_PID LOG_LEVEL`."""
+    fd, note_fd, parent_pid = (int(argument) for argument in argv[:3])
     die_with_parent(parent_pid)
     be_first_to_go()
     faulthandler.enable()  # a plugin that crashes shows in the log where
     log_to_stderr(logging.WARNING)  # as the daemon does; libraries tell more than anybody wants
-    logging.getLogger("dgn_backends").setLevel(argv[2])
+    logging.getLogger("dgn_backends").setLevel(argv[3])
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group: the daemon's to handle
         signal.signal(number, signal.SIG_IGN)
-    return WorkerProcess(socket.socket(fileno=fd)).run()
+    return WorkerProcess(socket.socket(fileno=fd), RunningNote(note_fd)).run()

@@ -4,7 +4,8 @@ Sans-IO.
 Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind
 of work: who is served a decode step loses no turn for a chunk. A batch takes the decode steps that wait, then
 chunks for as long as the budget lasts, at least one; those of one hop that follow each other may go together.
-A flood of small frames lets a batch pass now and then. So nobody waits for more than one budget or one chunk
+A step that is to be alone has a batch of its own when its turn comes. A flood of small frames lets a batch
+pass now and then. So nobody waits for more than one budget or one chunk
 of somebody else's prompt, and a few small frames. Knows nothing of backends, threads or sockets.
 """
 
@@ -81,18 +82,29 @@ class Scheduler:
 
     def take(self, budget: int = MOST) -> list[Frame]:
         """The next batch, of about `budget` positions; empty when nothing waits."""
-        small, decodes = self._order("small"), self._order("decode")
-        steps = bool(decodes) or bool(self._order("chunk"))
-        if small and (self._small < SMALL_IN_A_ROW or not steps):
+        small, decodes, chunks = self._order("small"), self._order("decode"), self._order("chunk")
+        if small and (self._small < SMALL_IN_A_ROW or not decodes + chunks):
             self._small += 1
             return [self._pop("small", small[0])]
         self._small = 0
-        budget *= ALONE_TIMES if self._is_alone() else 1
-        batch = [self._pop("decode", key) for key in decodes[: self._max_batch]]
-        batch += self._chunks(budget, len(batch), set(decodes))
+        batch = self._outcast("decode", decodes) or self._outcast("chunk", chunks) or self._mixed(budget)
         if batch:
             self._recent.append(frozenset(step_of(frame).key for frame in batch))
         return batch
+
+    def _outcast(self, kind: Kind, order: list[HopKey]) -> list[Frame]:
+        """The step whose turn it is, if it is one that is to be alone."""
+        return [self._pop(kind, order[0])] if order and self._first(order[0]).alone else []
+
+    def _mixed(self, budget: int) -> list[Frame]:
+        """Decode steps, and chunks as far as `budget` positions go."""
+        budget *= ALONE_TIMES if self._is_alone() else 1
+        decodes = [key for key in self._order("decode") if not self._first(key).alone]
+        batch = [self._pop("decode", key) for key in decodes[: self._max_batch]]
+        return batch + self._chunks(budget, len(batch), set(decodes))
+
+    def _first(self, key: HopKey) -> StepFrame:
+        return step_of(self._queues[key][0])
 
     def _chunks(self, budget: int, used: int, decoding: set[HopKey]) -> list[Frame]:
         """Chunks for a batch that holds `used` positions already; one at least, if one waits. A hop that has
@@ -100,8 +112,8 @@ class Scheduler:
         taken: dict[HopKey, list[Frame]] = {}
         while True:
             for key in self._order("chunk"):
-                message = step_of(self._queues[key][0])
-                if key in decoding or (taken and used + message.count > budget):
+                message = self._first(key)
+                if key in decoding or message.alone or (taken and used + message.count > budget):
                     continue
                 if key not in taken or continues(step_of(taken[key][-1]), message):
                     break
