@@ -82,6 +82,12 @@ def test_rolling() -> None:
     assert (figures["failed"], figures["wrong"]) == (0, 0)
 
 
+def test_kills() -> None:
+    figures = _figures("kills.py")
+    assert [figures[f"struck_{kind}"] for kind in ("first", "middle", "head", "worker", "two")] == [1] * 5
+    assert figures["lost_or_other"] == 0
+
+
 def test_quality(tmp_path: Path) -> None:
     figures = _figures("quality.py", "--models", str(tmp_path))  # dgn-demo alone
     assert list(figures["perplexity"]) == ["dgn-demo"]
@@ -126,6 +132,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
     assert scripts == [
         "compare_llamacpp.py",
         "hop_cost.py",
+        "kills.py",
         "line.py",
         "quality.py",
         "rolling.py",

@@ -5,93 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
+from disturbed import Asked, long_answer
+from msgspec import structs
 from tiny_llama import make_tiny_llama
 
-from dgnd.control import api
-from dgnd.control.client import ControlClient
-from dgnd.errors import BlocksMissing
-
-TOKENS = 300
-#: Longer than any recovery on a busy machine.
-END_S = 90.0
+from dgnd.errors import BlocksMissing, Inexact
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a long context, so that an answer can be interrupted."""
     return make_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=6, max_positions=4096)
-
-
-@dataclass
-class Asked:
-    """A request in a thread; `then` is called once, when `after` tokens have come, with the nodes beside the
-    origin that the answer's route runs through at that moment."""
-
-    node: TestNode
-    params: api.GenerateParams
-    after: int
-    then: Callable[[list[str]], None]
-    result: api.GenerateResult | None = None
-    error: Exception | None = None
-    came: int = 0
-    longest_s: float = 0.0  # between two tokens
-    _last: float = field(default_factory=time.monotonic)
-    _thread: threading.Thread = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            with ControlClient(self.node.socket) as client:
-                self.result = client.generate(self.params, self._delta)
-        except Exception as error:  # noqa: BLE001 - shown by `ids`
-            self.error = error
-
-    def _delta(self, delta: api.Delta) -> None:
-        before, self.came = self.came, self.came + len(delta.token_ids)
-        now = time.monotonic()
-        self.longest_s, self._last = max(self.longest_s, now - self._last), now
-        if before < self.after <= self.came:
-            self.then(self._route())
-
-    def _route(self) -> list[str]:
-        with ControlClient(self.node.socket) as client:
-            (session,) = client.call("status").sessions
-        return list(dict.fromkeys(hop.name for hop in session.route if hop.name != self.node.name))
-
-    def ids(self) -> list[int]:
-        """The whole answer's ids."""
-        self._thread.join(END_S)
-        assert not self._thread.is_alive(), "the answer does not end"
-        if self.error is not None:
-            raise self.error
-        assert self.result is not None
-        return self.result.token_ids
-
-
-def asked(**fields: object) -> api.GenerateParams:
-    values = {"prompt": "hello there", "raw": True, "max_tokens": TOKENS, **fields}
-    return api.GenerateParams(**values)  # type: ignore[arg-type]
-
-
-def long_answer(origin: TestNode, sampling: dict[str, object]) -> tuple[api.GenerateParams, list[int]]:
-    """A request whose answer has TOKENS ids, and these."""
-    for number in range(100):
-        params = asked(prompt=f"x{number}", **sampling)
-        ids = Asked(origin, params, 0, lambda _: None).ids()
-        if len(ids) == TOKENS:
-            return params, ids
-    raise AssertionError("every answer ends early")
 
 
 SAMPLINGS = [{}, {"temperature": 0.9, "seed": 7, "presence_penalty": 0.5}]
@@ -142,8 +71,8 @@ def test_an_answer_survives(cluster: Cluster, sampling: dict[str, object], how: 
     params, right = long_answer(origin, sampling)
 
     def strike(names: list[str]) -> None:
-        assert len(names) == 2
-        for name in names if how == "two nodes" else names[-1:]:
+        assert len(names) == 3
+        for name in names[1:] if how == "two nodes" else names[-1:]:
             node = cluster.nodes[name]
             kill_worker(node) if how == "worker" else node.kill()
 
@@ -151,7 +80,7 @@ def test_an_answer_survives(cluster: Cluster, sampling: dict[str, object], how: 
 
 
 @pytest.mark.parametrize("what", ["node", "daemon", "worker"])
-@pytest.mark.parametrize("which", [0, -1], ids=["first", "last"])
+@pytest.mark.parametrize("which", [1, 2], ids=["middle", "last"])
 def test_an_answer_survives_what_hangs(cluster: Cluster, stopped: list[int], what: str, which: int) -> None:
     """SIGSTOP: no connection ends, nobody says anything. `Asked.ids` has a deadline."""
     params, right = long_answer(cluster.nodes["a"], {})
@@ -204,3 +133,40 @@ def test_what_nobody_covers_in_time_is_named_with_who_had_it(model: Path, tmp_pa
             BlocksMissing, match="nobody reachable serves 3-5,head of model m within 1 s; b had them"
         ):
             Asked(origin, params, 20, lambda _: cluster.nodes["b"].kill()).ids()
+
+
+def test_exact_takes_no_replacement_that_computes_otherwise(model: Path, tmp_path: Path) -> None:
+    with Cluster(tmp_path, model) as cluster:
+        rows = [Row("a", "embed,0-2"), Row("b", "3-5,head"), Row("c", "3-5,head")]
+        for name in "abc":
+            cluster.add(name)
+        for name in "abc":
+            quant = "int8" if name == "c" else "none"
+            settings = {"path": str(model), "backend": "reference", "quant": quant}
+            others = [other for other in "abc" if other != name]
+            cluster.configure(name, rows, others, {"m": settings}, "[sessions]\nrecover_s = 15")
+        cluster.start("a", "b")
+        origin = cluster.nodes["a"]
+        params, right = long_answer(origin, {"exact": True})
+
+        def replace(_: list[str]) -> None:
+            cluster.nodes["b"].kill()
+            cluster.nodes["c"].start()
+
+        with pytest.raises(BlocksMissing, match="exactly as before within 15 s; b had them last"):
+            Asked(origin, params, 20, replace).ids()
+        cluster.nodes["c"].wait_ready()
+        mixed = Asked(origin, structs.replace(params, max_tokens=5), 0, lambda _: None)
+        with pytest.raises(Inexact, match="the nodes of the route store or compute the model differently"):
+            mixed.ids()
+        mixed = Asked(origin, structs.replace(params, exact=False), 0, lambda _: None)
+        assert len(mixed.ids()) > 0
+        assert mixed.result is not None
+        assert not mixed.result.exact
+        cluster.nodes["c"].kill()
+        cluster.nodes["b"].start()
+        cluster.nodes["b"].wait_ready()
+        again = Asked(origin, params, 20, lambda _: kill_worker(cluster.nodes["b"]))
+        assert again.ids() == right
+        assert again.result is not None
+        assert again.result.exact

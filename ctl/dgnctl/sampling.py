@@ -61,6 +61,7 @@ _OPTIONS = (
         metavar="S",
         help="Wait S s for a node to be ready.",
     ),
+    click.option("--exact", is_flag=True, help="Rather no answer than an inexact one."),
 )
 
 

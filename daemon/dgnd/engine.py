@@ -20,6 +20,7 @@ from dgnd.errors import (
     ContextExceeded,
     DgnError,
     Draining,
+    Inexact,
     NotFound,
     PeerGone,
     ProtocolError,
@@ -180,6 +181,9 @@ class Engine:
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
                 answer.exactness.through(self.navigator.line(driver, model), begun=False)
+                if params.exact:
+                    _refuse_inexact(answer)
+                    recovery.exactly = answer.exactness.line
                 clocks.prefill = trio.current_time()
                 await self._generate(conversation, recovery, prompt, sampling, answer, on_delta, clocks)
 
@@ -222,6 +226,8 @@ class Engine:
                 await recovery.go_on(error)
                 line = self.navigator.line(driver, conversation.model)
                 answer.exactness.through(line, begun=bool(answer.token_ids))
+                if recovery.exactly is not None:
+                    _refuse_inexact(answer)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
@@ -274,6 +280,16 @@ class Engine:
     def sweep(self) -> None:
         """Forgets the KV of sessions idle for long; their token ids stay, so they come back by replay."""
         self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
+
+
+def _refuse_inexact(answer: Answer) -> None:
+    if answer.exactness.holds:
+        return
+    if answer.token_ids:
+        text = "a hop was lost, and this backend's results depend on what else it computes"
+    else:
+        text = "the nodes of the route store or compute the model differently (dgnctl peers)"
+    raise Inexact(f"{text}: the answer can't be exact; ask without --exact")
 
 
 async def _until(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:

@@ -138,6 +138,14 @@ class WorkerSilent(WorkerDied):
     code = -32027
 
 
+class Inexact(DgnError):
+    """The answer was to be exact, and can't be on these nodes."""
+
+    kind = "inexact"
+    code = -32028
+    exit_code = 5
+
+
 class PeerError(DgnError):
     """A peer, or the link to it, failed."""
 

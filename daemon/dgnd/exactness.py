@@ -21,19 +21,22 @@ class Way:
     row_invariant: bool
 
 
+#: How each unit of a model is computed; None where nobody says.
+Line = Mapping[int, Way | None]
+
+
 class Exactness:
     """Of one answer."""
 
     def __init__(self) -> None:
         self.holds = True
-        self._line: Mapping[int, Way | None] = {}
+        self.line: Line = {}  #: how it is computed now
 
-    def through(self, line: Mapping[int, Way | None], *, begun: bool) -> None:
-        """The answer goes on through `line`: how each unit of the model is computed; None where nobody says.
-        `begun`: there are tokens of it already, whose KV the line computes again."""
+    def through(self, line: Line, *, begun: bool) -> None:
+        """The answer goes on through `line`. `begun`: it has tokens, whose KV the line computes again."""
         known = [way for way in line.values() if way is not None]
         alike = len(known) == len(line) and len({(way.quant, way.dtype) for way in known}) <= 1
         if begun:
-            alike = alike and line == self._line and all(way.row_invariant for way in known)
+            alike = alike and line == self.line and all(way.row_invariant for way in known)
         self.holds = self.holds and alike
-        self._line = line
+        self.line = line

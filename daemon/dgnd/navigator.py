@@ -12,7 +12,7 @@ import trio
 
 from dgnd.driver import SessionDriver
 from dgnd.errors import BlocksMissing, DgnError, ManifestMismatch, ModelError, NotReady, StaleState
-from dgnd.exactness import Way
+from dgnd.exactness import Line
 from dgnd.laying import ModelIdentity, lay_route
 from dgnd.mending import mended_line
 from dgnd.models import LocalModel
@@ -50,12 +50,13 @@ class Navigator:
                     raise
             await trio.sleep(_POLL_S)
 
-    async def open(self, driver: SessionDriver, model: LocalModel) -> None:
+    async def open(self, driver: SessionDriver, model: LocalModel, exactly: Line | None = None) -> None:
         """Opens the best route now, of which the session's hops that still hold what they were sent stay.
+        `exactly`: new hops compute like this.
 
         Raises as `find` does, and what a hop refuses.
         """
-        line = self._line(driver, model)
+        line = self._line(driver, model, exactly)
         manifest = model.manifest
         assert manifest is not None  # `_line` made sure
         identity = ModelIdentity(
@@ -66,16 +67,20 @@ class Navigator:
         )
         await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), identity)
 
-    def _line(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop | RouteHop, ...]:
+    def _line(
+        self, driver: SessionDriver, model: LocalModel, exactly: Line | None
+    ) -> tuple[Hop | RouteHop, ...]:
         """The hops of the next route, those that stay as they are."""
         alive = [hop for hop in driver.session.route if self._lives(driver, model, hop)]
         staying = [hop for hop in alive if hop.hop not in driver.leaving]
         try:
-            return self._mended(driver, model, staying)
+            return self._mended(driver, model, staying, exactly)
         except NotReady:
             if len(staying) == len(alive):
                 raise
-        return self._mended(driver, model, alive)  # nobody else has it: what leaves stays as long as it can
+        return self._mended(
+            driver, model, alive, exactly
+        )  # nobody else has it: what leaves stays as long as it can
 
     def can_spare(self, driver: SessionDriver, model: LocalModel) -> bool:
         """Whether others can take the place of the session's hops that are about to leave."""
@@ -88,12 +93,16 @@ class Navigator:
         return True
 
     def _mended(
-        self, driver: SessionDriver, model: LocalModel, staying: list[RouteHop]
+        self,
+        driver: SessionDriver,
+        model: LocalModel,
+        staying: list[RouteHop],
+        exactly: Line | None = None,
     ) -> tuple[Hop | RouteHop, ...]:
         if not staying:
-            return self.find(model, driver.session.id)
+            return self.find(model, driver.session.id, exactly=exactly)
         self._refuse_conflict(model, [hop.peer for hop in staying])
-        return mended_line(self.asked(model, driver.session.id), staying, self._usable(model))
+        return mended_line(self.asked(model, driver.session.id), staying, self._usable(model, exactly))
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
         return (
@@ -103,9 +112,15 @@ class Navigator:
             and self.offers.way(model, hop.peer, hop.span) is not None
         )
 
-    def _usable(self, model: LocalModel) -> list[Offer]:
-        """Offers of peers that answer; of the others where some block would be missing without them."""
-        offers = self.offers.offers(model)
+    def _usable(self, model: LocalModel, exactly: Line | None) -> list[Offer]:
+        """Offers of peers that answer, and compute `exactly` so; of peers that don't answer too, where some
+        block would be missing without them."""
+        offers = [
+            offer
+            for offer in self.offers.offers(model)
+            for way in [self.offers.way(model, offer.peer, offer.span)]
+            if exactly is None or all(exactly[unit] == way for unit in offer.span.units())
+        ]
         trusted = [offer for offer in offers if offer.peer not in self.suspects]
         return offers if missing_units(trusted, model.config.n_blocks) else trusted
 
@@ -118,7 +133,12 @@ class Navigator:
         )
 
     def find(
-        self, model: LocalModel, session: str = "", positions: int = 0, avoid: Collection[str] = ()
+        self,
+        model: LocalModel,
+        session: str = "",
+        positions: int = 0,
+        avoid: Collection[str] = (),
+        exactly: Line | None = None,
     ) -> tuple[Hop, ...]:
         """The best route now for a session of so many positions, without the peers in `avoid`. Raises
         ModelError, BackendUnavailable, NotReady, BlocksMissing or ManifestMismatch."""
@@ -127,7 +147,7 @@ class Navigator:
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(self.asked(model, session, positions), self._usable(model), avoid)
+            route = find_route(self.asked(model, session, positions), self._usable(model, exactly), avoid)
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker
@@ -142,11 +162,11 @@ class Navigator:
         self._refuse_conflict(model, [hop.peer for hop in route])
         return route
 
-    def missing_units(self, model: LocalModel) -> frozenset[int]:
-        """What nobody reachable serves now."""
-        return missing_units(self.offers.offers(model), model.config.n_blocks)
+    def missing_units(self, model: LocalModel, exactly: Line | None = None) -> frozenset[int]:
+        """What nobody reachable serves now, or not `exactly` so."""
+        return missing_units(self._usable(model, exactly), model.config.n_blocks)
 
-    def line(self, driver: SessionDriver, model: LocalModel) -> dict[int, Way | None]:
+    def line(self, driver: SessionDriver, model: LocalModel) -> Line:
         """For each unit of the model, how the session's route computes it."""
         return {
             unit: way

@@ -239,6 +239,7 @@ class GenerateParams(Params, frozen=True):
     stop: list[str] = []
     stop_ids: list[list[int]] = []
     wait: float = 0.0  #: seconds to wait for the node to be ready
+    exact: bool = False  #: rather no answer than one that is not `exact`
 
 
 class CancelParams(Params, frozen=True):
