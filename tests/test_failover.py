@@ -14,7 +14,8 @@ from disturbed import Asked, long_answer
 from msgspec import structs
 from tiny_llama import make_tiny_llama
 
-from dgnd.errors import BlocksMissing, Inexact
+from dgnd.control import api
+from dgnd.errors import BadRequest, BlocksMissing, Inexact, NotFound
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +134,10 @@ def test_what_nobody_covers_in_time_is_named_with_who_had_it(model: Path, tmp_pa
             BlocksMissing, match="nobody reachable serves 3-5,head of model m within 1 s; b had them"
         ):
             Asked(origin, params, 20, lambda _: cluster.nodes["b"].kill()).ids()
+        with pytest.raises(NotFound, match="session 's' has no answer to go on with"):
+            Asked(origin, api.GenerateParams(session="s", resume=True), 0, lambda _: None).ids()
+        with pytest.raises(BadRequest, match="it takes a session, and nothing to say"):
+            Asked(origin, structs.replace(params, resume=True), 0, lambda _: None).ids()
 
 
 def test_exact_takes_no_replacement_that_computes_otherwise(model: Path, tmp_path: Path) -> None:

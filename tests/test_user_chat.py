@@ -213,6 +213,31 @@ def test_lines_from_a_pipe(cluster: Cluster) -> None:
     a.wait_for(lambda: sessions(a) == [], 10, "end of the session")
 
 
+def test_an_empty_line_goes_on_with_an_answer_that_lost_its_nodes(tmp_path: Path) -> None:
+    path = readable_model(tmp_path / "long", max_positions=4096)
+    rows = [Row("a", "embed,0-1"), Row("b", "2-3,head")]
+    with Cluster(tmp_path / "nodes", path) as cluster:
+        cluster.full_mesh(rows, more="[sessions]\nrecover_s = 1")
+        a, b = cluster.nodes["a"], cluster.nodes["b"]
+        sampling = ("--max-tokens", "1500", "--temperature", "0.7", "--seed", "3")
+        with Person(a, *sampling) as person:
+            person.say("go")
+            person.say("/save undisturbed.csv")
+        with Person(a, *sampling) as person:
+            person.type("go")
+            person.child.expect(r"\S{20}")
+            b.kill()
+            person.child.expect_exact("an empty line goes on with the answer")
+            person.prompt()
+            assert "nobody reachable serves 2-3,head" in person.say("")  # nobody yet
+            b.start()
+            b.wait_ready()
+            a.wait_for(lambda: a.state() == "ready", what="b")
+            person.say("")
+            person.say("/save cut-off.csv")
+        assert read_ids(Path("cut-off.csv")) == read_ids(Path("undisturbed.csv"))
+
+
 def test_a_chat_lives_through_a_restart_of_the_daemon(cluster: Cluster) -> None:
     """Last here: a's daemon is stopped in the middle of a chat."""
     a = cluster.nodes["a"]

@@ -75,6 +75,7 @@ class Conversation:
         self._tied = not session  #: dgnd forgets it with the connection, however this program ends
         self._session = session or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
         self._fresh = True  #: nothing was said yet
+        self._cut_off = False  #: nodes were lacking in the middle of the last answer
         self._client = self._open()
         self._lost = False
         self._code = 0
@@ -111,7 +112,8 @@ class Conversation:
             self._hang_up()
             self._show(error)
         except DgnError as error:
-            self._show(error)
+            ready = self._cut_off and self._screen.interactive
+            self._show(error, "; an empty line goes on with the answer" if ready else "")
         except KeyboardInterrupt:  # a second one, or one while waiting for something else than an answer
             self._hang_up()
             self._show(Cancelled("interrupted"))
@@ -123,6 +125,8 @@ class Conversation:
 
     def _do(self, line: chat_line.Line | None) -> bool:
         match line:
+            case None if self._cut_off:
+                return self._resume()
             case None:
                 pass
             case chat_line.Plain("exit"):
@@ -146,21 +150,36 @@ class Conversation:
         return True
 
     def _say(self, text: str) -> bool:
-        client = self._daemon()
+        self._daemon()  # first: it may be another one now, to which everything is new
         system = self._params.system if self._fresh else None
         params = msgspec.structs.replace(
             self._params, prompt=check_text(text), session=self._session, system=system
         )
-        last = "\n"
+        return self._stream(params)
+
+    def _resume(self) -> bool:
+        params = api.GenerateParams(
+            model=self._params.model, session=self._session, resume=True, wait=self._params.wait
+        )
+        return self._stream(params)
+
+    def _stream(self, params: api.GenerateParams) -> bool:
+        """Shows the answer as it comes."""
+        client = self._daemon()
+        last, begun = "\n", params.resume
+        self._cut_off = False
 
         def show(piece: str) -> None:
-            nonlocal last
-            last = piece[-1:] or last
+            nonlocal last, begun
+            last, begun = piece[-1:] or last, True
             emit(piece)
 
         try:
             with interrupts() as noted, self._screen.streaming() as watch:
                 result = follow(client.start_generate(params), show, noted, watch)
+        except DgnError as error:
+            self._cut_off = begun and error.retryable
+            raise
         finally:
             if last != "\n":
                 emit("\n")

@@ -16,7 +16,8 @@ connect ADDR    dial a peer at its multiaddress, /ip4/.../tcp/.../p2p/ID
 clear           forget the conversation and start anew
 /save FILE.csv  write the conversation as token ids
 /load FILE.csv  go on from token ids written by /save
-Space or Ctrl-C stops an answer. Anything else is said to the model.
+Space or Ctrl-C stops an answer. Where nodes were lacking for the rest of one, an empty line goes on with it.
+Anything else is said to the model.
 """
 
 

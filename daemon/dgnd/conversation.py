@@ -16,10 +16,21 @@ import trio
 from dgnd.control import api
 from dgnd.driver import SessionDriver
 from dgnd.errors import BadRequest, NoRoomNow, NotFound
+from dgnd.generation import Answer
 from dgnd.models import LocalModel
+from dgnd.wire.messages import Sampling
 
 #: Named sessions whose token ids are remembered; some kilobytes each.
 MAX_NAMED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is answered, and the answer as far as it is."""
+
+    prompt: list[int]
+    sampling: Sampling
+    answer: Answer
 
 
 @dataclass(slots=True)
@@ -29,6 +40,7 @@ class Conversation:
     driver: SessionDriver
     model: LocalModel
     tokens: list[int] = field(default_factory=list)
+    cut_off: Turn | None = None  #: the last turn, if nodes were lacking in the middle of its answer
     busy: bool = False
     last_used: float = field(default_factory=trio.current_time)
 

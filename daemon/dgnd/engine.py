@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from dgnd.control import api
-from dgnd.conversation import Conversation, ConversationBook
+from dgnd.conversation import Conversation, ConversationBook, Turn
 from dgnd.driver import DriverHost, SessionDriver
 from dgnd.errors import (
     BadRequest,
@@ -33,7 +33,7 @@ from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 from dgnd.recovery import Recovery
 from dgnd.session import OriginSession
-from dgnd.wire.messages import Frame, HopKey, Sampling
+from dgnd.wire.messages import Frame, HopKey
 
 DeltaSink = Callable[[str, list[int]], Awaitable[None]]
 #: Why a hop could not be opened though it was offered: others may be asked at once.
@@ -131,10 +131,11 @@ class Engine:
         if self.draining:
             raise Draining("this node is drained and begins no answers; ask another one")
         model = self.model(params.model)
-        sampling = requested_sampling(params, model.sampling)
         with self.conversations.use(params.session, self._new_conversation, model) as conversation:
             try:
-                return await self._answer(conversation, params, sampling, on_delta, cancelled, clocks)
+                turn = await self._turn(conversation, params)
+                conversation.cut_off = None
+                return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
                 if params.session is None:
                     conversation.driver.close()
@@ -146,16 +147,14 @@ class Engine:
         origin = OriginSession(self.host.identity.peer_id, session, model.name)
         return Conversation(SessionDriver(origin, self.host, self.settings.idle_s), model)
 
-    async def _answer(
-        self,
-        conversation: Conversation,
-        params: api.GenerateParams,
-        sampling: Sampling,
-        on_delta: DeltaSink,
-        cancelled: trio.Event,
-        clocks: Clocks,
-    ) -> api.GenerateResult:
-        model, driver = conversation.model, conversation.driver
+    async def _turn(self, conversation: Conversation, params: api.GenerateParams) -> Turn:
+        """The prompt's ids with an empty answer, or the turn that is gone on with."""
+        if params.resume:
+            if conversation.cut_off is None:
+                raise NotFound(f"session {params.session!r} has no answer to go on with")
+            return conversation.cut_off
+        model = conversation.model
+        sampling = requested_sampling(params, model.sampling)
         # In a thread: a template or a tokenizer may take seconds, and the daemon must go on answering.
         prompt = await trio.to_thread.run_sync(conversation.prompt_ids, params, abandon_on_cancel=True)
         context = model.config.max_positions
@@ -169,31 +168,46 @@ class Engine:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         chat = params.token_ids is None and not params.raw
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
-        answer = Answer(model.text, stop, params.stop_ids, limit)
+        return Turn(prompt, sampling, Answer(model.text, stop, params.stop_ids, limit))
 
+    async def _answer(
+        self,
+        conversation: Conversation,
+        turn: Turn,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        clocks: Clocks,
+    ) -> api.GenerateResult:
+        model, driver = conversation.model, conversation.driver
+        prompt, answer = turn.prompt, turn.answer
         recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
 
         async def work() -> None:
-            if limit > 0:
+            if not answer.done:
                 try:
                     await self.navigator.ensure(driver, model, params.wait)
                 except _GONE as error:
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
-                answer.exactness.through(self.navigator.line(driver, model), begun=False)
+                line = self.navigator.line(driver, model)
+                answer.exactness.through(line, begun=bool(answer.token_ids))
                 if params.exact:
                     _refuse_inexact(answer)
                     recovery.exactly = answer.exactness.line
                 clocks.prefill = trio.current_time()
-                await self._generate(conversation, recovery, prompt, sampling, answer, on_delta, clocks)
+                await self._generate(conversation, recovery, turn, on_delta, clocks)
 
         try:
             await _until(cancelled, work)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, DgnError) and error.retryable and answer.token_ids:
+                conversation.cut_off = turn
             driver.close()  # its hops are in the middle of something; the next turn begins from the token ids
             raise
         interrupted = not answer.done
         if interrupted and not clocks.prefill:
+            conversation.cut_off = turn if params.resume else None
             raise Cancelled("cancelled before the answer began")
         if params.session is not None:
             with trio.CancelScope(shield=True):
@@ -209,14 +223,13 @@ class Engine:
         self,
         conversation: Conversation,
         recovery: Recovery,
-        prompt: list[int],
-        sampling: Sampling,
-        answer: Answer,
+        turn: Turn,
         on_delta: DeltaSink,
         clocks: Clocks,
     ) -> None:
         driver, session = conversation.driver, conversation.driver.session
-        session.set_tokens(prompt)
+        prompt, sampling, answer = turn.prompt, turn.sampling, turn.answer
+        session.set_tokens([*prompt, *answer.token_ids])
         if sampling.needs_history:
             driver.tell_history(len(prompt))
         while not answer.done:

@@ -213,7 +213,7 @@ class NoParams(Params, frozen=True):
 
 
 class GenerateParams(Params, frozen=True):
-    """`generate`. Exactly one of prompt, messages, token_ids.
+    """`generate`. Exactly one of prompt, messages, token_ids, or `resume` with a session.
 
     prompt: one user turn (with `raw`, the bare text). messages: a whole conversation. token_ids: the bare
     ids. With `session` the context is kept under that name: a prompt continues it, and only new tokens are
@@ -240,6 +240,7 @@ class GenerateParams(Params, frozen=True):
     stop_ids: list[list[int]] = []
     wait: float = 0.0  #: seconds to wait for the node to be ready
     exact: bool = False  #: rather no answer than one that is not `exact`
+    resume: bool = False  #: instead of a prompt: go on with the session's answer that nodes were lacking for
 
 
 class CancelParams(Params, frozen=True):

@@ -34,7 +34,9 @@ def check_generate(params: api.GenerateParams) -> None:
         BadRequest: naming the parameter and its range.
     """
     given = [name for name in ("prompt", "messages", "token_ids") if getattr(params, name) is not None]
-    if len(given) != 1:
+    if params.resume and (given or params.session is None):
+        raise BadRequest("resume goes on with an answer of a session: it takes a session, and nothing to say")
+    if len(given) != 1 and not params.resume:
         raise BadRequest(
             f"generate takes exactly one of prompt, messages, token_ids; got {', '.join(given) or 'none'}"
         )
