@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
-from cluster import Cluster, Row
+from cluster import Cluster, Row, TestNode
 from plugin_site import Site
 from tiny_llama import make_tiny_llama
 
@@ -114,9 +114,14 @@ def cluster(site: Site, tmp_path: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+def alone_with_its_worker(node: TestNode) -> bool:
+    return [child.pid for child in node.children()] == node.worker_pids()
+
+
 def test_plugins_that_are_wrong_do_not_hurt_the_daemon(cluster: Cluster) -> None:
     node = cluster.nodes["a"]
     assert node.process is not None
+    node.wait_for(lambda: alone_with_its_worker(node), what="end of reading the tokenizer")
     before = [child.pid for child in node.children()]
     found = node.ctl_json("backends")
     check(found)
@@ -135,6 +140,7 @@ def test_plugins_that_are_wrong_do_not_hurt_the_daemon(cluster: Cluster) -> None
 def test_who_hangs_up_ends_the_children(cluster: Cluster, site: Site) -> None:
     add(site, "hangs", "import time; time.sleep(1009)")
     node = cluster.nodes["a"]
+    node.wait_for(lambda: alone_with_its_worker(node), what="end of reading the tokenizer")
     before = len(node.children())
     asking = subprocess.Popen([sys.executable, "-m", "dgnctl", "--socket", str(node.socket), "backends"])
     node.wait_for(lambda: len(node.children()) > before, what="a child")
