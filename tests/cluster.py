@@ -62,6 +62,7 @@ class TestNode:
     directory: Path
     port: int
     peer_id: str = ""
+    dialled_at: int | None = None  #: the port that others are told, where it is not its own
     process: subprocess.Popen[bytes] | None = None
     extra_env: dict[str, str] = field(default_factory=dict)
 
@@ -238,7 +239,7 @@ class Cluster:
         for peer in peers:
             other = self.nodes[peer]
             lines += [f"[peers.{peer}]", f'id = "{other.peer_id}"']
-            lines += [f'addrs = ["/ip4/127.0.0.1/tcp/{other.port}"]']
+            lines += [f'addrs = ["/ip4/127.0.0.1/tcp/{other.dialled_at or other.port}"]']
         for row in rows:
             peer = "self" if row.peer == name else row.peer
             lines += ["[[blocks]]", f'model = "{row.model}"', f'peer = "{peer}"', f'span = "{row.span}"']

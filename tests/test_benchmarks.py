@@ -88,6 +88,11 @@ def test_kills() -> None:
     assert figures["lost_or_other"] == 0
 
 
+def test_pipeline() -> None:
+    figures = _figures("pipeline.py", "--rate", "1", "--delay", "5")
+    assert figures["far"]["speedup"] > 1, "the hops wait for each other"
+
+
 def test_quality(tmp_path: Path) -> None:
     figures = _figures("quality.py", "--models", str(tmp_path))  # dgn-demo alone
     assert list(figures["perplexity"]) == ["dgn-demo"]
@@ -134,6 +139,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "hop_cost.py",
         "kills.py",
         "line.py",
+        "pipeline.py",
         "quality.py",
         "rolling.py",
         "startup.py",

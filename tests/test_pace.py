@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dgnd.wire.messages import Frame, HopKey, Sampling, StepFrame
+from dgnd.wire.messages import Frame, HopKey, OpenSequence, Sampling, StepFrame
 from dgnd.worker.joined import positions
 from dgnd.worker.pace import LEAST, MOST, TARGET_S, Pace
 from dgnd.worker.scheduler import ALONE_TIMES, Scheduler, kind_of
@@ -34,6 +34,12 @@ class Machine:
         assert isinstance(frame.message, StepFrame)
         self.scheduler.put(frame.message.key, frame)
 
+    def open(self, hop: HopKey) -> None:
+        """A hop with the head."""
+        opening = Frame(OpenSequence(key=hop, span="embed,0-1,head", max_positions=10_000))
+        self.scheduler.put(hop, opening)
+        assert self.scheduler.take() == [opening]
+
     def run(self) -> list[Frame]:
         batch = self.scheduler.take(self.pace.budget)
         took = self.fixed_s + self.position_s * positions(batch)
@@ -46,6 +52,8 @@ class Machine:
 def test_no_decode_step_waits_longer_than_the_target_or_one_chunk(per_s: int) -> None:
     """Two origins send long prompts, one of them many; a third decodes all the while."""
     machine = Machine(0.001, 1 / per_s)
+    for hop in [*(HopKey("greedy", "s", hop) for hop in range(3)), HopKey("b", "s", 0)]:
+        machine.open(hop)
     for hop in range(3):
         for start in range(0, 40 * CHUNK, CHUNK):
             machine.put(step(HopKey("greedy", "s", hop), start, CHUNK))
@@ -69,6 +77,7 @@ def test_no_decode_step_waits_longer_than_the_target_or_one_chunk(per_s: int) ->
 
 def test_a_lone_prompt_takes_larger_bites_and_stops_when_somebody_comes() -> None:
     machine = Machine(0.0, 1 / 256)
+    machine.open(HopKey("a", "s", 0))
     for start in range(0, 20 * CHUNK, CHUNK):
         machine.put(step(HopKey("a", "s", 0), start, CHUNK))
     machine.run()

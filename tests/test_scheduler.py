@@ -52,8 +52,12 @@ def close(of: HopKey) -> Frame:
     return Frame(CloseHop(key=of))
 
 
-def filled(*frames: Frame, max_batch: int = 32) -> Scheduler:
+def filled(*frames: Frame, max_batch: int = 32, last: HopKey | None = None) -> Scheduler:
+    """`last`: a hop that has the head."""
     scheduler = Scheduler(max_batch)
+    if last is not None:
+        scheduler.put(last, Frame(OpenSequence(key=last, span="3,head", max_positions=9)))
+        scheduler.take()
     for frame in frames:
         scheduler.put(frame.message.key, frame)  # type: ignore[union-attr]
     return scheduler
@@ -92,21 +96,30 @@ def test_chunks_share_a_batch_while_the_budget_lasts() -> None:
     assert drained(filled(*frames), 1) == [[decode(C), chunk(A)], [chunk(B)], [chunk(A2)]]
 
 
-def test_chunks_of_one_hop_that_follow_each_other_go_together() -> None:
+def test_chunks_of_a_last_hop_that_follow_each_other_go_together() -> None:
     prompt = [chunk(A, start) for start in range(0, 768, 128)]
     last = step(A, 768, 5)
-    assert drained(filled(*prompt, last)) == [prompt[:4], [*prompt[4:], last]]  # alone: the budget four times
-    assert drained(filled(*prompt, last, chunk(B)), 256)[0] == [prompt[0], chunk(B)]
+    alone = drained(filled(*prompt, last, last=A))  # and so with the budget four times
+    assert alone == [prompt[:4], [*prompt[4:], last]]
+    assert drained(filled(*prompt, last, chunk(B), last=A), 256)[0] == [prompt[0], chunk(B)]
+
+
+def test_chunks_that_another_hop_waits_for_go_one_by_one() -> None:
+    prompt = [chunk(A, start) for start in range(0, 512, 128)]
+    assert drained(filled(*prompt)) == [[frame] for frame in prompt]
 
 
 def test_what_does_not_follow_is_not_joined() -> None:
     turned = step(A, 128, 5)
-    assert drained(filled(turned, chunk(A, 133))) == [[turned], [chunk(A, 133)]]  # a token was asked for
+    assert drained(filled(turned, chunk(A, 133), last=A)) == [
+        [turned],
+        [chunk(A, 133)],
+    ]  # a token was asked for
     rolled_back = Frame(structs.replace(chunk(A, 128).message, truncate_to=128))
-    assert drained(filled(chunk(A), rolled_back)) == [[chunk(A)], [rolled_back]]
+    assert drained(filled(chunk(A), rolled_back, last=A)) == [[chunk(A)], [rolled_back]]
     rerouted = Frame(structs.replace(chunk(A, 128).message, route=2))
-    assert drained(filled(chunk(A), rerouted)) == [[chunk(A)], [rerouted]]
-    assert drained(filled(chunk(A), chunk(A, 256))) == [[chunk(A)], [chunk(A, 256)]]
+    assert drained(filled(chunk(A), rerouted, last=A)) == [[chunk(A)], [rerouted]]
+    assert drained(filled(chunk(A), chunk(A, 256), last=A)) == [[chunk(A)], [chunk(A, 256)]]
 
 
 def test_a_hop_gives_a_decode_step_or_chunks_to_a_batch() -> None:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dgn_backends.span import Span
 from dgnd.driver import hop_ids
-from dgnd.session import OriginSession, RouteHop
+from dgnd.session import LEAST_CHUNK, OriginSession, RouteHop, chunk_for
 from dgnd.wire.fencing import Compute, Drop, HopFence
 from dgnd.wire.messages import Frame, History, Sampling, StepFrame
 
@@ -350,3 +350,12 @@ def test_a_frame_of_the_session_can_be_replaced_by_none_that_it_did_not_send() -
     (foreign,) = steps(other)
     forged: Any = msgspec.structs.replace(foreign, branch=1, truncate_to=0)
     assert not isinstance(fence.admit(forged), Compute)
+
+
+def test_a_prompt_is_cut_so_that_all_hops_compute_at_once() -> None:
+    assert chunk_for(1024, hops=1, most=128) == 128  # nobody waits for the first chunk
+    assert chunk_for(1024, hops=4, most=128) == 86
+    assert chunk_for(1024, hops=2, most=128) == 128
+    assert chunk_for(100, hops=4, most=128) == LEAST_CHUNK
+    assert chunk_for(100_000, hops=4, most=128) == 128
+    assert chunk_for(1, hops=1, most=16) == 16

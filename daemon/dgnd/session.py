@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 import secrets
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,6 +21,17 @@ from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 from dgnd.wire.digest import PrefixDigests
 from dgnd.wire.messages import Frame, History, HopKey, Sampling, StepFrame
+
+#: A chunk of a prompt has at least so many positions, where there are so many: fewer use the weights badly.
+LEAST_CHUNK = 32
+#: A prompt is cut into so many chunks for each hop after the first. While the first chunk is on its way to
+#: the last hop, and the last one behind it, hops rest: 1 / CHUNKS_PER_HOP of the time.
+CHUNKS_PER_HOP = 4
+
+
+def chunk_for(positions: int, hops: int, most: int) -> int:
+    """How many positions of a prompt each step has, so that all hops compute at once for most of the time."""
+    return min(max(math.ceil(positions / max(CHUNKS_PER_HOP * (hops - 1), 1)), LEAST_CHUNK), most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +62,7 @@ class OriginSession:
         self.sent = 0
         self.alone_until = 0  #: steps from below this position are computed in batches of their own
         self._window = 0
+        self._chunk = LEAST_CHUNK  # positions of a step, fixed when nothing is under way
         self._under_way: deque[int] = deque()  # the ends of the frames whose credits are not back
         self._digests = PrefixDigests(secrets.token_bytes(16))
         self._boundaries = [0]
@@ -182,7 +195,9 @@ class OriginSession:
         """
         if not self.unsent or not self.credits:
             return None
-        count = min(self.unsent, max_chunk)
+        if not self._under_way:
+            self._chunk = chunk_for(self.unsent, len(self.route), max_chunk)
+        count = min(self.unsent, self._chunk)
         if count > 1 and self.unsent - count == 1:
             count -= 1
         start, stop = self.sent, self.sent + count

@@ -3,10 +3,11 @@ Sans-IO.
 
 Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind
 of work: who is served a decode step loses no turn for a chunk. A batch takes the decode steps that wait, then
-chunks for as long as the budget lasts, at least one; those of one hop that follow each other may go together.
-A step that is to be alone has a batch of its own when its turn comes. A flood of small frames lets a batch
-pass now and then. So nobody waits for more than one budget or one chunk
-of somebody else's prompt, and a few small frames. Knows nothing of backends, threads or sockets.
+chunks for as long as the budget lasts, at least one; those of one hop that follow each other go together
+where it is the last hop, as nobody waits for the first of them. A step that is to be alone has a batch of its
+own when its turn comes. A flood of small frames lets a batch pass now and then. So nobody waits for more than
+one budget or one chunk of somebody else's prompt, and a few small frames. Knows nothing of backends, threads
+or sockets.
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ class Scheduler:
         self._since: dict[HopKey, int] = {}  # when a hop's first frame became the first
         self._served: dict[tuple[Kind, str], int] = {}  # when an origin last had its turn; origins are few
         self._small = 0  # taken in a row
+        self._last: set[HopKey] = set()  # hops with the head: nobody waits for their chunks
         self._recent: deque[frozenset[HopKey]] = deque(maxlen=ALONE_FOR)  # whose steps the last batches held
 
     def __len__(self) -> int:
@@ -75,6 +77,10 @@ class Scheduler:
         """Appends a frame to its hop's queue. A cancel or close first drops the hop's waiting steps."""
         if isinstance(frame.message, Cancel | CloseHop):
             self._drop_steps(key)
+        if isinstance(frame.message, OpenSequence) and frame.message.span.endswith("head"):
+            self._last.add(key)
+        elif isinstance(frame.message, CloseHop):
+            self._last.discard(key)
         if key not in self._queues:
             self._queues[key] = deque()
             self._since[key] = self._tick()
@@ -115,7 +121,7 @@ class Scheduler:
                 message = self._first(key)
                 if key in decoding or message.alone or (taken and used + message.count > budget):
                     continue
-                if key not in taken or continues(step_of(taken[key][-1]), message):
+                if key not in taken or (key in self._last and continues(step_of(taken[key][-1]), message)):
                     break
             else:
                 return [frame for frames in taken.values() for frame in frames]
