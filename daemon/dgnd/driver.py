@@ -306,7 +306,7 @@ class SessionDriver:
 
     def _look_after_hops(self) -> None:
         """Connections to them are looked at here; each hop looks at its worker and the connection onward."""
-        for peer in {hop.peer for hop in self.session.route}:
+        for peer in dict.fromkeys(hop.peer for hop in self.session.route):
             self.host.nudge(peer)
         for hop in self.session.route:
             self.host.post(hop.peer, Frame(Probe(key=self.session.key(hop.hop))))

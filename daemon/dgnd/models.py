@@ -164,10 +164,13 @@ class LocalModel:
         )
 
 
-def read_model(name: str, section: ModelSection, cache: Path) -> LocalModel:
-    """Reads a model's configuration; raises ModelError or ConfigError. `cache`: where digests are kept."""
+def read_model(
+    name: str, section: ModelSection, cache: Path, seal_of: Callable[[Path, Path], Seal] = Seal
+) -> LocalModel:
+    """Reads a model's configuration; raises ModelError or ConfigError. `cache`: where digests are kept;
+    `seal_of`: makes the seal of a directory with that cache."""
     path = model_path(name, section)
-    seal = Seal(path, cache)
+    seal = seal_of(path, cache)
     return LocalModel(name=name, section=section, path=path, seal=seal, config=read_config(path))
 
 

@@ -26,8 +26,8 @@ from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
 from dgnd.navigator import Navigator
 from dgnd.offers import OfferBook, conflict_text
-from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
+from dgnd.parts import NodeParts
 from dgnd.postoffice import PostOffice
 from dgnd.reload import Reloader, ReloadHost
 from dgnd.replacing import Replacing
@@ -61,6 +61,7 @@ log = logging.getLogger("dgnd")
 SWEEP_S = 5.0
 #: For the last words to clients and peers when the node stops.
 FAREWELL_S = 0.3
+REAL = NodeParts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,21 +76,22 @@ class NodeIdentity:
 class Node:
     """One running node. Built in the constructor, alive in `run`."""
 
-    def __init__(self, loaded: LoadedConfig, who: NodeIdentity) -> None:
+    def __init__(self, loaded: LoadedConfig, who: NodeIdentity, parts: NodeParts = REAL) -> None:
         config = loaded.config
         self.me = who.identity.peer_id
-        self.models = _read_models(loaded)
+        self.models = _read_models(loaded, parts)
         blocks = BlocksMap.build(
             config, {name: model.config.n_blocks for name, model in self.models.items()}, loaded.error_at
         )
-        self.workshop = Workshop(self.models, config.node.state_dir / "quantised", self._worker_news())
+        quantised = config.node.state_dir / "quantised"
+        self.workshop = Workshop(self.models, quantised, self._worker_news(), parts.worker)
         for name, model in self.models.items():
             model.spans = blocks.own_spans(name)
             if model.spans:
                 model.worker = self.workshop.build(model, model.section, model.spans)
         self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)
-        self.network = PeerNetwork(
+        self.network = parts.network(
             who.identity,
             NetworkSettings(listen=config.node.listen, name=who.name, software=f"dgn/{who.version}"),
             NetworkHandlers(
@@ -339,12 +341,12 @@ class Node:
         await trio.sleep(FAREWELL_S)
 
 
-def _read_models(loaded: LoadedConfig) -> dict[str, LocalModel]:
+def _read_models(loaded: LoadedConfig, parts: NodeParts) -> dict[str, LocalModel]:
     models = {}
     cache = loaded.config.node.state_dir / "manifests"
     for name, section in loaded.config.models.items():
         try:
-            models[name] = read_model(name, section, cache)
+            models[name] = read_model(name, section, cache, parts.seal)
         except ConfigError as error:
             raise loaded.error_at(("models", name, "path"), error.message) from None
     return models

@@ -16,7 +16,8 @@ from dgn_backends.registry import choose_backend
 from dgn_backends.span import Span
 from dgnd.config.schema import ModelSection
 from dgnd.models import LocalModel
-from dgnd.wire.messages import CloseHop, Frame, HopKey, OpenSequence
+from dgnd.seal import Seal
+from dgnd.wire.messages import CloseHop, Frame, HopKey, LoadSpans, OpenSequence
 from dgnd.workers import WorkerHandle, WorkerHandlers
 
 
@@ -32,10 +33,17 @@ class WorkshopHandlers:
 
 
 class Workshop:
-    """All workers of a node. `cache`: where they may keep quantised weights."""
+    """All workers of a node. `cache`: where they may keep quantised weights; `make`: makes one of them."""
 
-    def __init__(self, models: Mapping[str, LocalModel], cache: Path, handlers: WorkshopHandlers) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, LocalModel],
+        cache: Path,
+        handlers: WorkshopHandlers,
+        make: Callable[[LoadSpans, WorkerHandlers, Seal], WorkerHandle] = WorkerHandle,
+    ) -> None:
         self._models = models
+        self._make = make
         self._cache = cache
         self._handlers = handlers
         self._homes: dict[HopKey, WorkerHandle] = {}
@@ -53,7 +61,7 @@ class Workshop:
             on_down=lambda name, why, running: given.on_down(name, why, self.hops_of(worker), running),
         )
         request = model.load_request(section, spans, backend, self._cache)
-        worker = WorkerHandle(request, handlers, model.seal)
+        worker = self._make(request, handlers, model.seal)
         return worker
 
     # --- life
