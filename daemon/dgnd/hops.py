@@ -1,8 +1,7 @@
 """The hop server: sessions of origins that run through blocks of this node.
 
-It opens a hop for a valid ticket, lets frames through that the fence admits, hands steps to the worker and
-the results to the next hop. Everything arrives through callbacks that never block. Knows nothing of text or
-sampling.
+It opens a hop for a valid ticket, lets frames through that the fence admits, and hands steps to the worker.
+Everything arrives through callbacks that never block. Knows nothing of text or sampling.
 """
 
 from __future__ import annotations
@@ -10,9 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable
 
-import msgspec
-
-from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 from dgnd.admission import Admission, HopHost, claimed_key
 from dgnd.errors import (
@@ -28,6 +24,8 @@ from dgnd.errors import (
     WorkerSilent,
 )
 from dgnd.hop import Hop
+from dgnd.hop_results import HopResults
+from dgnd.hop_table import HopTable
 from dgnd.journal import JournalBook
 from dgnd.leaving import Leaving
 from dgnd.wire.codec import failure_of
@@ -35,21 +33,18 @@ from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
-    Credit,
     EndTurn,
     Failure,
     Frame,
     History,
     HopKey,
     HopLength,
-    HopOpened,
     OpenHop,
     OpenSequence,
     Probe,
     Replay,
     StepFrame,
     Ticket,
-    TokenFrame,
 )
 from dgnd.wire.ticket import TicketBook
 
@@ -67,8 +62,10 @@ class HopServer:
         of all journals together."""
         self._host = host
         self._admission = Admission(host, tickets, max_sessions)
-        self.journals = JournalBook(journal_bytes)
-        self.hops: dict[HopKey, Hop] = {}
+        self._table = HopTable(host, JournalBook(journal_bytes))
+        self._results = HopResults(host, self._table)
+        self.hops, self.journals = self._table.hops, self._table.journals
+        self.on_worker_frame = self._results.on_worker_frame
         self.leaving = Leaving()  #: where no new hop is opened
         self._quiet_until: dict[str, float] = {}  # by peer, of which there are few
 
@@ -108,7 +105,7 @@ class HopServer:
             return
         if self.leaving.refuses(ticket.model, own=ticket.key.origin == host.me):
             raise Draining("it is about to leave and opens nothing new")
-        self._replace(ticket, span)
+        self._table.make_way(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
         self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
         opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
@@ -120,14 +117,6 @@ class HopServer:
         """The hop stays, with other neighbours; it is told of as opened once nothing is under way in it."""
         hop.reroute(ticket, self._host.now())
         self._host.to_worker(ticket.model, Frame(Cancel(key=ticket.key, branch=hop.fence.branch)))
-
-    def _replace(self, ticket: Ticket, span: Span) -> None:
-        """What the session had in the same place before is given up."""
-        for key, hop in list(self.hops.items()):
-            if (key.origin, key.session) == (ticket.key.origin, ticket.key.session) and (
-                hop.ticket.model != ticket.model or set(hop.span.units()) & set(span.units())
-            ):
-                self._forget(hop)
 
     def _step(self, sender: str, message: StepFrame, payload: Tensor | None) -> None:
         hop = self.hops.get(message.key)
@@ -192,7 +181,7 @@ class HopServer:
                 self._host.look_after(hop.ticket.model)
                 self._host.nudge(hop.ticket.next)
             case CloseHop():
-                self._forget(hop)
+                self._table.forget(hop)
 
     def _replay(self, hop: Hop, message: Replay) -> None:
         """Sends again what the next hop lacks; what comes of it is the next hop's to say."""
@@ -208,7 +197,7 @@ class HopServer:
                 digest_end=kept.digest_end,
                 alone=message.alone,
             )
-            self._forward(hop, step, kept.rows)
+            self._results.forward(hop, step, kept.rows)
 
     def _history(self, hop: Hop, message: History, payload: Tensor | None) -> None:
         if message.branch < hop.history_branch:
@@ -234,75 +223,6 @@ class HopServer:
                 self._host.post(key.origin, Frame(message))
                 return
 
-    # --- from workers
-
-    def on_worker_frame(self, model: str, frame: Frame) -> None:
-        """An answer of this node's worker of `model`."""
-        message = frame.message
-        key = getattr(message, "key", None)
-        hop = self.hops.get(key) if isinstance(key, HopKey) else None
-        if hop is None:
-            return
-        origin = hop.ticket.key.origin
-        match message:
-            case HopOpened(credits=credits):
-                hop.opened = message
-                hop.fence.grant(credits)
-                if hop.cancelling is None:
-                    self._host.post(origin, hop.opened_frame())
-            case StepFrame():
-                self._computed(hop, message, frame.payload)
-            case TokenFrame(position=position):
-                hop.fence.passed_on(position)
-                self._host.post(origin, frame)
-            case HopLength(length=length, branch=branch):
-                self._settled(hop, branch, length)
-            case Failure():
-                if hop.opened is None:
-                    self._drop(hop)
-                self._host.post(origin, frame)
-            case _:  # Credit
-                hop.fence.passed_on(getattr(message, "stop", 0))
-                self._host.post(origin, frame)
-
-    def _computed(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
-        """Hidden states: kept as long as their branch is the hop's, and passed on where the next hop lacks
-        them."""
-        hop.fence.passed_on(message.stop)
-        if payload is not None and message.branch == hop.fence.branch and hop.ticket.next_hop is not None:
-            self.journals.keep(message.key, message, payload)
-        if not hop.goes_further(message.branch):
-            credit = Credit(key=message.key, branch=message.branch, route=hop.fence.route, stop=message.stop)
-            self._host.post(message.key.origin, Frame(credit))
-        elif message.route == hop.fence.route:
-            self._forward(hop, message, payload)
-
-    def _settled(self, hop: Hop, branch: int, length: int) -> None:
-        """The worker dropped what waited, and its KV holds `length` positions."""
-        if hop.cancelling == branch:
-            hop.cancelling = None
-            length = hop.fence.cancelled(length)
-            self.journals.truncate(hop.ticket.key, length)
-        if hop.rerouted:
-            hop.rerouted = False
-            self._host.post(hop.ticket.key.origin, hop.opened_frame())
-        else:
-            answer = HopLength(key=hop.ticket.key, branch=branch, length=length)
-            self._host.post(hop.ticket.key.origin, Frame(answer))
-
-    def _forward(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
-        ticket = hop.ticket
-        if ticket.next_hop is None:
-            error: DgnError = ProtocolError("the last hop of the ticket has no head")
-            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
-        elif not self._host.is_up(ticket.next):
-            error = PeerGone(f"no connection to {ticket.next}, which has the next blocks", peer=ticket.next)
-            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
-        else:
-            key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
-            onward = msgspec.structs.replace(message, key=key)
-            self._host.post(ticket.next, Frame(onward, payload))
-
     # --- ends
 
     def on_worker_down(
@@ -312,7 +232,7 @@ class HopServer:
         in `running`."""
         for key, hop in list(self.hops.items()):
             if key in keys:
-                self._drop(hop)
+                self._table.drop(hop)
                 text = f"the worker with {hop.span} of {model} ended: {why}"
                 error = WorkerDied(text, running=key in running)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
@@ -328,7 +248,7 @@ class HopServer:
         """Sessions of that origin end; origins whose sessions ran through it are told."""
         for key, hop in list(self.hops.items()):
             if key.origin == peer:
-                self._forget(hop)
+                self._table.forget(hop)
             elif peer in (hop.ticket.previous, hop.ticket.next):
                 error = PeerGone(f"lost the connection to {peer}, the neighbour of {hop.span}", peer=peer)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "step")))
@@ -338,7 +258,7 @@ class HopServer:
         now = self._host.now()
         for key, hop in list(self.hops.items()):
             if hop.deadline < now:
-                self._forget(hop)
+                self._table.forget(hop)
                 self._host.post(key.origin, Frame(CloseHop(key=key, reason="its lease ended")))
 
     def foreign(self) -> list[Hop]:
@@ -359,19 +279,11 @@ class HopServer:
     def close(self, hops: Iterable[Hop], reason: str) -> None:
         """They end here, and their origins are told."""
         for hop in hops:
-            self._forget(hop)
+            self._table.forget(hop)
             self._host.post(hop.ticket.key.origin, Frame(CloseHop(key=hop.ticket.key, reason=reason)))
 
     def close_all(self, reason: str) -> None:
         """The node stops serving."""
         self.close(self.foreign(), reason)
         for hop in list(self.hops.values()):
-            self._forget(hop)
-
-    def _forget(self, hop: Hop) -> None:
-        self._drop(hop)
-        self._host.to_worker(hop.ticket.model, Frame(CloseHop(key=hop.ticket.key)))
-
-    def _drop(self, hop: Hop) -> None:
-        self.hops.pop(hop.ticket.key, None)
-        self.journals.drop(hop.ticket.key)
+            self._table.forget(hop)

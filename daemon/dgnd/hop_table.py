@@ -1,0 +1,40 @@
+"""The open hops of a node, by key, with what they journalled. Knows nothing of frames but the one that ends a
+hop in its worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dgn_backends.span import Span
+from dgnd.admission import HopHost
+from dgnd.hop import Hop
+from dgnd.journal import JournalBook
+from dgnd.wire.messages import CloseHop, Frame, HopKey, Ticket
+
+
+@dataclass(slots=True)
+class HopTable:
+    """All hops, and how one ends."""
+
+    host: HopHost
+    journals: JournalBook
+    hops: dict[HopKey, Hop] = field(default_factory=dict)
+
+    def make_way(self, ticket: Ticket, span: Span) -> None:
+        """What the session had in the same place before is given up."""
+        for key, hop in list(self.hops.items()):
+            if (key.origin, key.session) == (ticket.key.origin, ticket.key.session) and (
+                hop.ticket.model != ticket.model or set(hop.span.units()) & set(span.units())
+            ):
+                self.forget(hop)
+
+    def forget(self, hop: Hop) -> None:
+        """Ends a hop here and in its worker."""
+        self.drop(hop)
+        self.host.to_worker(hop.ticket.model, Frame(CloseHop(key=hop.ticket.key)))
+
+    def drop(self, hop: Hop) -> None:
+        """Ends a hop whose worker has no part of it any more."""
+        self.hops.pop(hop.ticket.key, None)
+        self.journals.drop(hop.ticket.key)
