@@ -6,14 +6,12 @@ The origin's half of the protocol in time; what is sent when is `OriginSession`'
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import trio
 
+from dgnd.driver_host import DriverHost
 from dgnd.errors import (
     DgnError,
     Draining,
@@ -27,7 +25,6 @@ from dgnd.errors import (
     WorkerSilent,
     error_from,
 )
-from dgnd.identity import Identity
 from dgnd.session import OriginSession, RouteHop
 from dgnd.wire.messages import (
     Cancel,
@@ -55,29 +52,6 @@ STEP_TIMEOUT_S = 120.0
 MAX_WAITING = 1024
 #: Positions of a prompt in one step.
 MAX_CHUNK = 128
-
-
-@dataclass(frozen=True, slots=True)
-class ModelIdentity:
-    """What a ticket says of the model."""
-
-    name: str
-    config_digest: str
-    manifest_digest: str | None
-    context: int
-
-
-@dataclass(frozen=True, slots=True)
-class DriverHost:
-    """What a driver needs of the node."""
-
-    identity: Identity
-    post: Callable[[str, Frame], None]
-    peer_name: Callable[[str], str]
-    is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
-    suspect: Callable[[str], None]  #: a peer does not answer
-    nudge: Callable[[str], None]  #: a peer is waited for: it is gone if it gives no sign of life
-    hop_ids: Iterator[int]  #: never repeats
 
 
 class SessionDriver:
@@ -310,11 +284,3 @@ class SessionDriver:
             self.host.nudge(peer)
         for hop in self.session.route:
             self.host.post(hop.peer, Frame(Probe(key=self.session.key(hop.hop))))
-
-
-def hop_ids() -> Iterator[int]:
-    """Hop ids of one origin: they begin with the time in µs, so that a restarted origin's are higher.
-
-    A peer refuses a ticket whose hop id is not above the last one that it saw of a session's name.
-    """
-    return itertools.count(time.time_ns() // 1000)

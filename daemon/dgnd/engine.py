@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import trio
 
+from dgnd.clocks import Clocks
 from dgnd.control import api
 from dgnd.conversation import Conversation, ConversationBook, Turn
-from dgnd.driver import DriverHost, SessionDriver
+from dgnd.driver import SessionDriver
+from dgnd.driver_host import DriverHost
 from dgnd.errors import (
     BadRequest,
     Cancelled,
@@ -38,31 +40,6 @@ from dgnd.wire.messages import Frame, HopKey
 DeltaSink = Callable[[str, list[int]], Awaitable[None]]
 #: Why a hop could not be opened though it was offered: others may be asked at once.
 _GONE = (Draining, PeerGone, WorkerDied)
-
-
-@dataclass(slots=True)
-class Clocks:
-    """When things of one request happened, in trio's time."""
-
-    received: float
-    prefill: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
-
-    def token(self) -> None:
-        """A token came."""
-        self.last = trio.current_time()
-        self.first = self.first or self.last
-
-    def timings(self) -> api.Timings:
-        """As reported."""
-        if not self.first:
-            return api.Timings(prefill_s=0.0, decode_s=0.0, ttft_s=0.0)
-        return api.Timings(
-            prefill_s=self.first - self.prefill,
-            decode_s=self.last - self.first,
-            ttft_s=self.first - self.received,
-        )
 
 
 @dataclass(slots=True)

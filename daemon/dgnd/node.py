@@ -17,7 +17,7 @@ from dgnd.admission import HopHost
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.load import LoadedConfig
 from dgnd.drain import Drain
-from dgnd.driver import DriverHost, hop_ids
+from dgnd.driver_host import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
 from dgnd.hops import HopServer

@@ -12,7 +12,6 @@ import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
@@ -29,7 +28,6 @@ from dgnd.errors import (
 from dgnd.mapped_files import MappedFiles
 from dgnd.running_note import RunningNote
 from dgnd.seal import Seal
-from dgnd.signal_name import signal_name
 from dgnd.vitals import moved_by
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
@@ -45,6 +43,7 @@ from dgnd.wire.messages import (
     Pong,
     WorkerStats,
 )
+from dgnd.worker_end import oom_kills, reap, why_it_ended
 from dgnd.worker_launch import worker_command, worker_environment
 
 log = logging.getLogger("dgnd.workers")
@@ -59,8 +58,6 @@ _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
 #: Of loading: what nobody's waiting changes.
 _PERMANENT = (BackendUnavailable, ModelError)
-#: Signals that a process brings on itself.
-_CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
 _STEADY_S = 60.0  #: one that was ready after so long begins with the first delay again
 
 
@@ -186,7 +183,7 @@ class WorkerHandle:
                 env=worker_environment(),
             )
         self.pid, self._mapped = process.pid, MappedFiles()
-        oom_before = _oom_kills()
+        oom_before = oom_kills()
         send, receive = trio.open_memory_channel[Frame](float("inf"))
         self._outbox = send
         self.post(Frame(self.request))
@@ -204,18 +201,18 @@ class WorkerHandle:
         finally:
             self._nursery, self._looked_after = None, False
             with trio.CancelScope(shield=True):
-                await _reap(process, patience_s=0.0 if hung else 0.5)
+                await reap(process, patience_s=0.0 if hung else 0.5)
             self._running = note.read()
             note.close()
             self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
             why = f"{self._label} hung: no sign of life for {self._patience_s:.0f} s, killed"
             return BackendError(why)
-        oom = _oom_kills() > oom_before
+        oom = oom_kills() > oom_before
         return (
             self._failure
             or self._file_fault(process.returncode)
-            or BackendError(_why(process.returncode, oom, self._label))
+            or BackendError(why_it_ended(process.returncode, oom, self._label))
         )
 
     def _file_fault(self, returncode: int) -> DgnError | None:
@@ -294,35 +291,3 @@ class WorkerHandle:
             nonce += 1
             send.send_nowait(Frame(Ping(nonce=nonce)))
             await trio.sleep(_PING_INTERVAL_S)
-
-
-async def _reap(process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """A worker whose socket is closed ends by itself at once; one that doesn't is killed."""
-    with trio.move_on_after(patience_s):
-        while process.poll() is None:  # noqa: ASYNC110 - the end of a process gives no event
-            await trio.sleep(0.01)
-    if process.poll() is None:
-        process.kill()
-    while process.poll() is None:  # noqa: ASYNC110
-        await trio.sleep(0.005)
-
-
-def _why(returncode: int, oom: bool, backend: str) -> str:
-    if returncode == -signal.SIGKILL and oom:
-        return "killed by the kernel for lack of memory (OOM); give it fewer blocks"
-    if returncode < 0:
-        number = -returncode
-        name = signal_name(number)
-        if number == signal.SIGBUS:
-            name += "; the kernel's log says whether a disk can't be read"
-        return f"{backend} crashed: {name}" if number in _CRASHES else f"killed by {name}"
-    return f"{backend} ended the process, with exit code {returncode}"  # who else ends it has said why
-
-
-def _oom_kills() -> int:
-    """The kernel's count of OOM kills so far (proc(5), /proc/vmstat); 0 where it has none."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

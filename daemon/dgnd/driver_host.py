@@ -1,0 +1,32 @@
+"""What the drivers of a node's sessions share: identity, peers, ids for hops. Knows no session."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from dgnd.identity import Identity
+from dgnd.wire.messages import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class DriverHost:
+    """What a driver needs of the node."""
+
+    identity: Identity
+    post: Callable[[str, Frame], None]
+    peer_name: Callable[[str], str]
+    is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
+    suspect: Callable[[str], None]  #: a peer does not answer
+    nudge: Callable[[str], None]  #: a peer is waited for: it is gone if it gives no sign of life
+    hop_ids: Iterator[int]  #: never repeats
+
+
+def hop_ids() -> Iterator[int]:
+    """Hop ids of one origin: they begin with the time in µs, so that a restarted origin's are higher.
+
+    A peer refuses a ticket whose hop id is not above the last one that it saw of a session's name.
+    """
+    return itertools.count(time.time_ns() // 1000)
