@@ -8,32 +8,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from dgn_backends.model import BlockSpec
-from dgn_backends.onnx_graph import FUSED, GraphBuilder
+from dgn_backends.onnx_graph import FUSED, Array, GraphBuilder
 from dgn_backends.onnx_linear import LinearWeights
-
-F32 = npt.NDArray[np.float32]
 
 #: GroupQueryAttention rotates heads of a multiple of 16 only; narrower ones are padded with zeros.
 _HEAD_MULTIPLE = 16
+_TABLES = ("cos", "sin")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeights:
-    """The weights of one block; norms f32. Layers that share their input stay apart: each is then computed
-    with where it lies in its file, and their results need not be split."""
+    """The weights of one block; norms in the dtype of the rows. Layers that share their input stay apart:
+    each is then computed with where it lies in its file, and their results need not be split."""
 
-    input_norm: F32
+    input_norm: Array
     q: LinearWeights
     k: LinearWeights
     v: LinearWeights
-    q_norm: F32 | None
-    k_norm: F32 | None
+    q_norm: Array | None
+    k_norm: Array | None
     out: LinearWeights
-    post_norm: F32
+    post_norm: Array
     gate: LinearWeights
     up: LinearWeights
     down: LinearWeights
@@ -55,7 +51,7 @@ def padded_head_dim(head_dim: int) -> int:
 
 def declare_inputs(graph: GraphBuilder, spec: BlockSpec, has_blocks: bool, has_head: bool) -> Stream:
     """The inputs that all blocks share; the span's first hidden states."""
-    hidden = graph.input("hidden", "f32", ["rows", spec.hidden_size])
+    graph.input("hidden", "f32", ["rows", spec.hidden_size])
     if has_blocks:
         half = padded_head_dim(spec.head_dim) // 2
         graph.input("to_grid", "i32", ["slots", "longest"])  # for each cell of the grid its row, or any row
@@ -63,11 +59,17 @@ def declare_inputs(graph: GraphBuilder, spec: BlockSpec, has_blocks: bool, has_h
         graph.input("totals_less_1", "i32", ["slots"])  # positions after the step, less one
         graph.input("counts", "i32", ["slots"])  # new positions; 0 for a slot that has no step
         graph.input("longest_total", "i32", [])
-        graph.input("cos", "f32", ["table", half])
-        graph.input("sin", "f32", ["table", half])
+        for table in _TABLES:
+            graph.input(table, "f32", ["table", half])
+            if graph.numbers.attention != "f32":
+                graph.cast(table, "f32", graph.numbers.attention, _cast_table(table))
     if has_head:
         graph.input("wanted", "i32", ["wanted_rows"])
-    return Stream(hidden)
+    return Stream(graph.cast("hidden", "f32", graph.numbers.rows))
+
+
+def _cast_table(table: str) -> str:
+    return f"{table}.cast"
 
 
 def add_block(graph: GraphBuilder, number: int, spec: BlockSpec, weights: BlockWeights, x: Stream) -> Stream:
@@ -87,25 +89,33 @@ def add_block(graph: GraphBuilder, number: int, spec: BlockSpec, weights: BlockW
 def add_end(graph: GraphBuilder, spec: BlockSpec, x: Stream) -> None:
     """The output `hidden_out` of a span without head."""
     total = "hidden_out"
-    graph.nodes_to([total], *(("Add", [x.branch, x.residual]) if x.residual else ("Identity", [x.branch])))
+    rows = graph.numbers.rows
+    if x.residual and rows == "f32":
+        graph.nodes_to([total], "Add", [x.branch, x.residual])
+    else:
+        out = graph.node("Add", [x.branch, x.residual]) if x.residual else x.branch
+        graph.cast(out, rows, "f32", total)
     graph.output(total, "f32", ["rows", spec.hidden_size])
 
 
 def add_head(
-    graph: GraphBuilder, spec: BlockSpec, final_norm: F32, head: LinearWeights, vocab_size: int, x: Stream
+    graph: GraphBuilder, spec: BlockSpec, final_norm: Array, head: LinearWeights, vocab_size: int, x: Stream
 ) -> None:
     """The output `logits` [wanted_rows, vocab_size], of the wanted rows alone."""
     picked = Stream(
         *(graph.node("Gather", [part, "wanted"], axis=0) if part else "" for part in (x.branch, x.residual))
     )
     normed, _ = _norm(graph, picked, final_norm, spec.norm_eps)
-    head.add_to(graph, normed, "logits")
+    if graph.numbers.rows == "f32":
+        head.add_to(graph, normed, "logits")
+    else:
+        graph.cast(head.add_to(graph, normed), graph.numbers.rows, "f32", "logits")
     graph.output("logits", "f32", ["wanted_rows", vocab_size])
 
 
-def _norm(graph: GraphBuilder, x: Stream, gamma: F32, eps: float) -> tuple[str, str]:
+def _norm(graph: GraphBuilder, x: Stream, gamma: Array, eps: float) -> tuple[str, str]:
     """The normed hidden states, and the hidden states themselves."""
-    weight = graph.weight(graph.new_name("norm.weight"), gamma)
+    weight = graph.floats(graph.new_name("norm.weight"), gamma, graph.numbers.rows)
     if not x.residual:
         normed = graph.node(
             "SimplifiedLayerNormalization", [x.branch, weight], axis=-1, epsilon=eps, stash_type=1
@@ -122,17 +132,21 @@ def _norm(graph: GraphBuilder, x: Stream, gamma: F32, eps: float) -> tuple[str, 
 def _attention(graph: GraphBuilder, number: int, spec: BlockSpec, weights: BlockWeights, normed: str) -> str:
     """Attention of the normed rows, [rows, n_heads * head_dim]."""
     width = padded_head_dim(spec.head_dim)
+    numbers = graph.numbers
     heads = [spec.n_heads, spec.n_kv_heads, spec.n_kv_heads]
     parts: list[str] = []
     layers = (weights.q, weights.k, weights.v)
     for layer, count, gamma in zip(layers, heads, (weights.q_norm, weights.k_norm, None), strict=True):
         part = _norm_heads(graph, spec, count, layer.add_to(graph, normed), gamma)
-        parts.append(graph.node("Gather", [_pad(graph, spec, count, part), "to_grid"], axis=0))
+        padded = graph.cast(_pad(graph, spec, count, part), numbers.rows, numbers.attention)
+        parts.append(graph.node("Gather", [padded, "to_grid"], axis=0))
     for kind in ("keys", "values"):
         shape: list[int | str] = ["slots", spec.n_kv_heads, "capacity", width]
-        graph.input(f"{kind}.{number}", "f32", shape)
-        graph.output(f"new_{kind}.{number}", "f32", shape)
-    tables = ["cos", "sin"] if spec.rotary else ["", ""]
+        graph.input(f"{kind}.{number}", numbers.attention, shape)
+        graph.output(f"new_{kind}.{number}", numbers.attention, shape)
+    tables = ["", ""]
+    if spec.rotary:
+        tables = [table if numbers.attention == "f32" else _cast_table(table) for table in _TABLES]
     mixed = graph.new_name("mixed")
     graph.nodes_to(
         [mixed, f"new_keys.{number}", f"new_values.{number}"],
@@ -156,13 +170,14 @@ def _attention(graph: GraphBuilder, number: int, spec: BlockSpec, weights: Block
     )
     rows = graph.node("Reshape", [mixed, graph.constant([-1, spec.n_heads * width])])
     rows = graph.node("Gather", [rows, "from_grid"], axis=0)
+    rows = graph.cast(rows, numbers.attention, numbers.rows)
     return rows if width == spec.head_dim else _narrow(graph, spec, rows)
 
 
-def _norm_heads(graph: GraphBuilder, spec: BlockSpec, heads: int, x: str, gamma: F32 | None) -> str:
+def _norm_heads(graph: GraphBuilder, spec: BlockSpec, heads: int, x: str, gamma: Array | None) -> str:
     if gamma is None:
         return x
-    weight = graph.weight(graph.new_name("norm.weight"), gamma)
+    weight = graph.floats(graph.new_name("norm.weight"), gamma, graph.numbers.rows)
     apart = graph.node("Reshape", [x, graph.constant([-1, heads, spec.head_dim])])
     normed = graph.node(
         "SimplifiedLayerNormalization", [apart, weight], axis=-1, epsilon=spec.norm_eps, stash_type=1
@@ -175,9 +190,12 @@ def _pad(graph: GraphBuilder, spec: BlockSpec, heads: int, x: str) -> str:
     width, half = padded_head_dim(spec.head_dim), spec.head_dim // 2
     if width == spec.head_dim:
         return x
-    halves = graph.node("Reshape", [x, graph.constant([-1, heads * 2, half])])
+    rows = graph.numbers.rows
+    room = rows if rows != "bf16" else "f32"  # nobody pads bf16
+    halves = graph.node("Reshape", [graph.cast(x, rows, room), graph.constant([-1, heads * 2, half])])
     padded = graph.node("Pad", [halves, graph.constant([0, 0, 0, 0, 0, width // 2 - half])])
-    return graph.node("Reshape", [padded, graph.constant([-1, heads * width])])
+    joined = graph.node("Reshape", [padded, graph.constant([-1, heads * width])])
+    return graph.cast(joined, room, rows)
 
 
 def _narrow(graph: GraphBuilder, spec: BlockSpec, x: str) -> str:

@@ -7,10 +7,14 @@ their addresses. Knows nothing of blocks or of ONNX Runtime.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from dgn_backends.tensor import STORAGE, DType
 
 Array = npt.NDArray[np.generic]
 Attribute = int | float | str
@@ -19,26 +23,48 @@ Attribute = int | float | str
 FUSED = "com.microsoft"
 _OPSETS = (("", 21), (FUSED, 1))
 _IR_VERSION = 10
-_TYPES = {"f32": TensorProto.FLOAT, "i32": TensorProto.INT32}
+#: What values of a graph may be of.
+GraphType = DType | Literal["i64"]
+#: ONNX's number of each.
+ONNX_TYPES: dict[GraphType, int] = {
+    "f32": TensorProto.FLOAT,
+    "bf16": TensorProto.BFLOAT16,
+    "f16": TensorProto.FLOAT16,
+    "i32": TensorProto.INT32,
+    "i64": TensorProto.INT64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """The dtypes that a graph computes in: `rows` everywhere but in attention, `attention` there and in the
+    KV. Inputs and outputs of a graph are f32 all the same, but for the KV."""
+
+    rows: DType = "f32"
+    attention: DType = "f32"
 
 
 class GraphBuilder:
-    """Nodes in the order of computation, the graph's inputs and outputs, and `weights` by name."""
+    """Nodes in the order of computation, the graph's inputs and outputs, and `weights` by name.
 
-    def __init__(self) -> None:
+    Weights of bf16 are held as their raw words, see `dgn_backends.tensor`."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        self.numbers = numbers
         self.weights: dict[str, Array] = {}
+        self.dtypes: dict[str, DType] = {}  # of the weights that are floats
         self.packed: list[Array] = []
         self._nodes: list[NodeProto] = []
-        self._inputs: dict[str, tuple[str, Sequence[int | str]]] = {}
-        self._outputs: dict[str, tuple[str, Sequence[int | str]]] = {}
+        self._inputs: dict[str, tuple[GraphType, Sequence[int | str]]] = {}
+        self._outputs: dict[str, tuple[GraphType, Sequence[int | str]]] = {}
         self._count = 0
 
-    def input(self, name: str, dtype: str, shape: Sequence[int | str]) -> str:
-        """Declares an input ("f32" or "i32"; names in `shape` are free dimensions); the name again."""
+    def input(self, name: str, dtype: GraphType, shape: Sequence[int | str]) -> str:
+        """Declares an input (names in `shape` are free dimensions); the name again."""
         self._inputs[name] = (dtype, shape)
         return name
 
-    def output(self, name: str, dtype: str, shape: Sequence[int | str]) -> None:
+    def output(self, name: str, dtype: GraphType, shape: Sequence[int | str]) -> None:
         """Declares that the value `name` is an output."""
         self._outputs[name] = (dtype, shape)
 
@@ -48,6 +74,23 @@ class GraphBuilder:
         self.weights[name] = array
         if is_packed:
             self.packed.append(array)
+        return name
+
+    def floats(self, name: str, array: Array, dtype: DType, *, is_packed: bool = False) -> str:
+        """Adds a weight whose items are the raw bits of `dtype`; the name again."""
+        assert array.dtype == STORAGE[dtype]
+        self.dtypes[name] = dtype
+        return self.weight(name, array, is_packed=is_packed)
+
+    def cast(self, x: str, source: DType, target: DType, output: str = "") -> str:
+        """`x` of dtype `source` in `target`; as the value `output` where given."""
+        if source == target and not output:
+            return x
+        name = output or self.new_name("cast")
+        if source == target:
+            self.nodes_to([name], "Identity", [x])
+        else:
+            self.nodes_to([name], "Cast", [x], to=ONNX_TYPES[target])
         return name
 
     def constant(self, values: Sequence[int]) -> str:
@@ -92,7 +135,9 @@ class GraphBuilder:
         graph.node.extend(self._nodes)
         graph.input.extend(_values(self._inputs))
         graph.output.extend(_values(self._outputs))
-        graph.initializer.extend(_initializer(name, array) for name, array in self.weights.items())
+        graph.initializer.extend(
+            _initializer(name, array, self.dtypes.get(name)) for name, array in self.weights.items()
+        )
         opsets = [helper.make_opsetid(domain, version) for domain, version in _OPSETS]
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
 
@@ -105,8 +150,9 @@ def _is_small(array: Array) -> bool:
     return array.dtype == np.int64
 
 
-def _initializer(name: str, array: Array) -> TensorProto:
-    tensor = TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+def _initializer(name: str, array: Array, dtype: DType | None) -> TensorProto:
+    data_type = ONNX_TYPES[dtype] if dtype else helper.np_dtype_to_tensor_dtype(array.dtype)
+    tensor = TensorProto(name=name, dims=array.shape, data_type=data_type)
     if _is_small(array):
         tensor.raw_data = array.tobytes()
     else:
@@ -115,8 +161,8 @@ def _initializer(name: str, array: Array) -> TensorProto:
     return tensor
 
 
-def _values(declared: dict[str, tuple[str, Sequence[int | str]]]) -> list[ValueInfoProto]:
+def _values(declared: dict[str, tuple[GraphType, Sequence[int | str]]]) -> list[ValueInfoProto]:
     return [
-        helper.make_tensor_value_info(name, _TYPES[dtype], list(shape))
+        helper.make_tensor_value_info(name, ONNX_TYPES[dtype], list(shape))
         for name, (dtype, shape) in declared.items()
     ]

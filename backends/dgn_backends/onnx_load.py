@@ -6,25 +6,25 @@ Knows nothing of graphs, sequences or of running.
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
 from dgn_backends.api import LoadRequest, Progress
+from dgn_backends.errors import ModelError
 from dgn_backends.onnx_block import BlockWeights
+from dgn_backends.onnx_graph import Array
 from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
 from dgn_backends.quant import Quantised
 from dgn_backends.quant_cache import QuantisedFiles
-from dgn_backends.tensor import Tensor, tensor_bytes
+from dgn_backends.tensor import DType, Tensor, tensor_bytes
 from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
-
-F32 = npt.NDArray[np.float32]
 
 
 class SpanFiles:
-    """The tensors of a request's span. Making it checks that all are there, and raises ModelError, naming
-    file and tensor, otherwise."""
+    """The tensors of a request's span, floats as the raw bits of `dtype`. Making it checks that all are
+    there, and raises ModelError, naming file and tensor, otherwise."""
 
-    def __init__(self, request: LoadRequest, progress: Progress) -> None:
+    def __init__(self, request: LoadRequest, dtype: DType, progress: Progress) -> None:
         self._request = request
+        self._dtype = dtype
         self._files = ModelFiles(request.path)
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
@@ -54,22 +54,22 @@ class SpanFiles:
 
         q, k, v = (layer(f"self_attn.{name}_proj", spec.qkv_bias) for name in "qkv")
         return BlockWeights(
-            input_norm=self._f32(prefix + "input_layernorm.weight"),
+            input_norm=self._floats(prefix + "input_layernorm.weight"),
             q=q,
             k=k,
             v=v,
-            q_norm=self._f32(prefix + "self_attn.q_norm.weight") if spec.qk_norm else None,
-            k_norm=self._f32(prefix + "self_attn.k_norm.weight") if spec.qk_norm else None,
+            q_norm=self._floats(prefix + "self_attn.q_norm.weight") if spec.qk_norm else None,
+            k_norm=self._floats(prefix + "self_attn.k_norm.weight") if spec.qk_norm else None,
             out=layer("self_attn.o_proj", spec.o_bias),
-            post_norm=self._f32(prefix + "post_attention_layernorm.weight"),
+            post_norm=self._floats(prefix + "post_attention_layernorm.weight"),
             gate=layer("mlp.gate_proj", spec.mlp_bias),
             up=layer("mlp.up_proj", spec.mlp_bias),
             down=layer("mlp.down_proj", spec.mlp_bias),
         )
 
-    def final_norm(self) -> F32:
-        """The norm before the head, f32 [hidden_size]."""
-        return self._f32(FINAL_NORM)
+    def final_norm(self) -> Array:
+        """The norm before the head, [hidden_size]."""
+        return self._floats(FINAL_NORM)
 
     def head(self) -> LinearWeights:
         """The LM head."""
@@ -84,22 +84,37 @@ class SpanFiles:
         return self._quantised.get(EMBEDDING)
 
     def _linear(self, weight: str, bias: str) -> LinearWeights:
-        biases = self._f32(bias) if bias else None
+        biases = self._floats(bias) if bias else None
         if self._quantised is None:
-            return PlainLinear(self._f32(weight), biases)
+            return PlainLinear(self._floats(weight), biases)
         quantised = self._quantised.get(weight)
         self._count(weight)
         return QuantisedLinear(self._shapes[weight][1], quantised, biases)
 
-    def _f32(self, name: str) -> F32:
-        """A tensor in f32: the mapped file itself where it is f32 and aligned."""
+    def _floats(self, name: str) -> Array:
+        """A tensor in our dtype: the mapped file itself where it has that and is aligned. Raises ModelError
+        for values that an f16 can't hold."""
         tensor = self._raw(name)
-        array = tensor.to_f32()
-        if array.flags.aligned and tensor.dtype == "f32":
-            return array
-        array = array if array.flags.owndata else array.copy()
+        if tensor.dtype != self._dtype:
+            array = self._converted(name, tensor)
+        else:
+            array = tensor.to_numpy()
+            if array.flags.aligned:
+                return array
+            array = array.copy()
         self._files.release(name)
         return array
+
+    def _converted(self, name: str, tensor: Tensor) -> Array:
+        values = tensor.to_f32()
+        if self._dtype == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
+            path = self._files.path / self._files.file_of(name)
+            raise ModelError(
+                f"{path}: tensor {name} has values too large for f16; use bf16 or f32",
+                file=str(path),
+                tensor=name,
+            )
+        return values if self._dtype == "f32" else Tensor.from_f32(values, self._dtype).to_numpy()
 
     def _raw(self, name: str) -> Tensor:
         self._count(name)

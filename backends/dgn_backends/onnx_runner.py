@@ -13,13 +13,13 @@ from dgn_backends.api import Step, StepOutput
 from dgn_backends.errors import BackendError
 from dgn_backends.onnx_batch import MAX_ROWS, Piece, cut, grid, groups
 from dgn_backends.onnx_block import padded_head_dim
-from dgn_backends.onnx_kv import SlotPool
+from dgn_backends.onnx_pools import Pools, Seat
 from dgn_backends.onnx_rope import RopeTable, RopeTables
 from dgn_backends.onnx_segments import Segments
 from dgn_backends.onnx_session import Place
 from dgn_backends.span import Span
 from dgn_backends.step_check import check_distinct, check_step
-from dgn_backends.tensor import DType, Tensor
+from dgn_backends.tensor import STORAGE, DType, Tensor
 
 F32 = npt.NDArray[np.float32]
 
@@ -29,8 +29,7 @@ class _Sequence:
     span: Span
     total_positions: int
     length: int
-    pool: SlotPool
-    slot: int
+    seat: Seat
     table: RopeTable
 
 
@@ -39,7 +38,7 @@ class OnnxRunner:
 
     row_invariant = False
 
-    def __init__(self, segments: Segments, dtype: DType, numerics: str) -> None:
+    def __init__(self, segments: Segments, pools: Pools, dtype: DType, numerics: str) -> None:
         self.span = segments.span
         self.dtype: DType = dtype
         self.numerics = numerics
@@ -47,10 +46,11 @@ class OnnxRunner:
         self._config = segments.config
         self._segments = segments
         block = self._config.block
-        self._head_width = padded_head_dim(block.head_dim)
-        self.kv_bytes_per_position = self._n_blocks(self.span) * 2 * block.n_kv_heads * self._head_width * 4
+        item = STORAGE[segments.device.numbers.attention].itemsize
+        width = padded_head_dim(block.head_dim)
+        self.kv_bytes_per_position = self._n_blocks(self.span) * 2 * block.n_kv_heads * width * item
         self._tables = RopeTables(block.rope, block.head_dim)
-        self._pools: dict[int, SlotPool] = {}
+        self._pools = pools
         self._sequences: dict[int, _Sequence] = {}
 
     def open(self, sequence: int, span: Span, total_positions: int) -> None:
@@ -64,17 +64,20 @@ class OnnxRunner:
         if total_positions < 1:
             raise BackendError(f"a sequence needs room for at least 1 position, not {total_positions}")
         self._segments.separate(span)
-        pool = self._pool(total_positions)
         table = self._tables.table(total_positions)
-        self._sequences[sequence] = _Sequence(span, total_positions, 0, pool, pool.take(), table)
+        seat = self._pools.seat(total_positions)
+        self._sequences[sequence] = _Sequence(span, total_positions, 0, seat, table)
 
     def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
         """See the protocol. All steps are checked before any is computed: BackendError for a step that does
         not fit its sequence, LimitError for one beyond its positions."""
         self._check(steps)
+        for step in steps:
+            entry = self._get(step.sequence)
+            entry.seat = self._pools.reserve(entry.seat, step.start + step.count)
         results = [_Result(step, self._get(step.sequence).span, self) for step in steps]
         pieces = [
-            cut(number, self._get(step.sequence).slot, step.start, step.count)
+            cut(number, self._get(step.sequence).seat.slot, step.start, step.count)
             for number, step in enumerate(steps)
         ]
         while any(pieces):
@@ -93,7 +96,7 @@ class OnnxRunner:
             raise BackendError(
                 f"sequence {sequence} has length {entry.length} and can't be truncated to {length}"
             )
-        entry.pool.forget(entry.slot, self._blocks(entry.span), length, entry.length)
+        entry.seat.pool.forget(entry.seat.slot, self._blocks(entry.span), length, entry.length)
         entry.length = length
 
     def length(self, sequence: int) -> int:
@@ -104,12 +107,13 @@ class OnnxRunner:
         """See the protocol."""
         entry = self._get(sequence)
         del self._sequences[sequence]
-        entry.pool.give_back(entry.slot)
+        entry.seat.leave()
 
     def kv_bytes(self) -> int:
         """See the protocol; whole pages of the system's memory."""
         return sum(
-            entry.pool.n_bytes(self._n_blocks(entry.span), entry.length) for entry in self._sequences.values()
+            entry.seat.pool.n_bytes(self._n_blocks(entry.span), entry.length)
+            for entry in self._sequences.values()
         )
 
     def embed(self, ids: npt.NDArray[np.integer]) -> F32:
@@ -135,27 +139,12 @@ class OnnxRunner:
         """The places of a span's blocks in the pools."""
         return range(span.start - self.span.start, span.stop - self.span.start)
 
-    def _pool(self, total_positions: int) -> SlotPool:
-        """The slots with room for so many positions: those of the model's context, or, for what is longer, of
-        a power of two. Only sequences of one pool share a run."""
-        capacity = max(self._config.max_positions, 1)
-        if total_positions > capacity:
-            capacity = 1 << (total_positions - 1).bit_length()
-        if capacity not in self._pools:
-            self._pools[capacity] = SlotPool(
-                self._n_blocks(self.span),
-                self._config.block.n_kv_heads,
-                self._head_width,
-                capacity + MAX_ROWS,  # a step that is padded to the longest of its run must fit as well
-            )
-        return self._pools[capacity]
-
     def _alike(self, steps: Sequence[Step], pieces: Sequence[Piece]) -> list[list[Piece]]:
         """Pieces that may share a run: of the same span, slots and angles."""
         found: dict[tuple[Span, int, int], list[Piece]] = {}
         for piece in pieces:
             entry = self._get(steps[piece.step].sequence)
-            found.setdefault((entry.span, id(entry.pool), id(entry.table)), []).append(piece)
+            found.setdefault((entry.span, id(entry.seat.pool), id(entry.table)), []).append(piece)
         return list(found.values())
 
     def _run(self, steps: Sequence[Step], results: Sequence[_Result], group: Sequence[Piece]) -> None:
@@ -171,7 +160,7 @@ class OnnxRunner:
             row += piece.count
         layout = grid(group)
         entry.table.reserve(layout.longest_total)
-        place = Place(entry.pool, entry.table)
+        place = Place(entry.seat.pool, entry.table)
         for session in self._segments.sessions(entry.span):
             hidden = session.run(hidden, layout, place, wanted)
         done = 0

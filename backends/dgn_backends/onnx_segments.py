@@ -14,6 +14,7 @@ import numpy.typing as npt
 from dgn_backends.api import LoadRequest
 from dgn_backends.onnx_batch import cut, grid
 from dgn_backends.onnx_block import add_block, add_end, add_head, declare_inputs, padded_head_dim
+from dgn_backends.onnx_device import Device
 from dgn_backends.onnx_graph import GraphBuilder
 from dgn_backends.onnx_kv import SlotPool
 from dgn_backends.onnx_load import SpanFiles
@@ -34,9 +35,11 @@ class Segments:
     """The loaded weights of the request's span, as sessions in the order of computation, and the embedding,
     whose rows are picked straight from its mapped file."""
 
-    def __init__(self, request: LoadRequest, files: SpanFiles) -> None:
+    def __init__(self, request: LoadRequest, files: SpanFiles, device: Device) -> None:
+        """Raises MemoryError, and BackendUnavailable where the device can't do what is needed."""
         self.span = request.span
         self.config = request.config
+        self.device = device
         self.weights_bytes = 0
         self._threads = request.threads
         self._files = files
@@ -89,7 +92,7 @@ class Segments:
     def _session(self, blocks: range, has_head: bool, *, keep: bool = False) -> tuple[SpanSession, int]:
         """The session of some blocks and perhaps the head, and the bytes of its weights. Unless `keep`, the
         weights of which it has made its own copy are given back."""
-        graph = GraphBuilder()
+        graph = GraphBuilder(self.device.numbers)
         config = self.config
         x = declare_inputs(graph, config.block, bool(blocks), has_head)
         for number in blocks:
@@ -102,8 +105,11 @@ class Segments:
         kv_blocks = range(blocks.start - self.span.start, blocks.stop - self.span.start)
         segment = Segment(blocks.start, blocks.stop, has_head, kv_blocks)
         n_bytes = sum(array.nbytes for array in graph.external_weights().values())
-        session = SpanSession(segment, graph, session_options(self._threads))
-        if not keep:
+        session = SpanSession(segment, graph, session_options(self._threads), self.device)
+        if self.device.is_apart:
+            # It has copies of all of them. What was made for it stays with us, what is mapped need not.
+            release(array for array in graph.weights.values() if not array.flags.writeable)
+        elif not keep:
             before = self._probe(session)
             if release(graph.packed) and not np.array_equal(before, self._probe(session)):
                 return self._session(blocks, has_head, keep=True)

@@ -1,5 +1,5 @@
 """One ONNX Runtime session for a run of blocks, and for the head: made from a graph, run on memory bound by
-address, so that nothing is copied.
+address, so that on a CPU nothing is copied, and elsewhere only what goes in and out.
 
 Knows nothing of files or of sequences.
 """
@@ -15,9 +15,11 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from dgn_backends.onnx_batch import Grid
-from dgn_backends.onnx_graph import Array, GraphBuilder
-from dgn_backends.onnx_kv import SlotPool
+from dgn_backends.onnx_device import Device
+from dgn_backends.onnx_graph import ONNX_TYPES, Array, GraphBuilder
+from dgn_backends.onnx_pools import KvPool
 from dgn_backends.onnx_rope import RopeTable
+from dgn_backends.tensor import DType
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -42,7 +44,7 @@ class Segment:
 class Place:
     """Where the KV of a run's slots lie, and the angles of its positions."""
 
-    pool: SlotPool
+    pool: KvPool
     table: RopeTable
 
 
@@ -61,15 +63,16 @@ def session_options(threads: int | None) -> ort.SessionOptions:
 class SpanSession:
     """The session of `segment`, from the graph of it. What the graph holds stays held."""
 
-    def __init__(self, segment: Segment, graph: GraphBuilder, options: ort.SessionOptions) -> None:
+    def __init__(
+        self, segment: Segment, graph: GraphBuilder, options: ort.SessionOptions, device: Device
+    ) -> None:
+        """Raises MemoryError, and BackendUnavailable where the device can't do what the graph needs."""
         self.segment = segment
+        self._device = device
         self._weights: Mapping[str, Array] = graph.external_weights()
-        options.add_external_initializers(
-            list(self._weights), [ort.OrtValue.ortvalue_from_numpy(array) for array in self._weights.values()]
-        )
-        self._session = ort.InferenceSession(
-            graph.model().SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        values = [_value(array, graph.dtypes.get(name)) for name, array in self._weights.items()]
+        options.add_external_initializers(list(self._weights), values)
+        self._session = device.session(graph.model().SerializeToString(), options)
         outputs = {output.name: output.shape for output in self._session.get_outputs()}
         self._output = "logits" if segment.has_head else "hidden_out"
         self._output_width = int(outputs[self._output][1])
@@ -83,7 +86,7 @@ class SpanSession:
         binding = self._binding(hidden, grid, place, wanted)
         binding.set(hidden, grid, wanted)
         binding.io.bind_output(self._output, "cpu", 0, np.float32, output.shape, output.ctypes.data)
-        self._session.run_with_iobinding(binding.io)
+        self._device.run(self._session, binding.io)
         return output
 
     def _binding(self, hidden: F32, grid: Grid, place: Place, wanted: Sequence[int]) -> _Binding:
@@ -99,7 +102,8 @@ class SpanSession:
         )
         binding = self._bindings.get(key)
         if binding is None:
-            binding = _Binding(self._session.io_binding(), self.segment, hidden, grid, place, wanted)
+            io = self._session.io_binding()
+            binding = _Binding(io, self._device, self.segment, hidden, grid, place, wanted)
             if len(hidden) > _ROWS_KEPT:
                 return binding
             self._bindings[key] = binding
@@ -110,12 +114,14 @@ class SpanSession:
 
 
 class _Binding:
-    """Inputs bound to arrays that stay, for runs of one shape over the same slots. It holds the pool and the
-    table, so that their addresses stay theirs."""
+    """Inputs for runs of one shape over the same slots: bound to arrays that stay, where the device shares
+    our memory, else copied there for every run. It holds the pool and the table, so that their addresses stay
+    theirs."""
 
     def __init__(
         self,
         io: ort.IOBinding,
+        device: Device,
         segment: Segment,
         hidden: F32,
         grid: Grid,
@@ -123,6 +129,7 @@ class _Binding:
         wanted: Sequence[int],
     ) -> None:
         self.io = io
+        self._device = device
         self._place = place
         self._inputs: dict[str, npt.NDArray[np.generic]] = {"hidden": np.empty_like(hidden)}
         if segment.has_head:
@@ -131,25 +138,43 @@ class _Binding:
             self._inputs |= {name: np.empty_like(array) for name, array in _grid_inputs(grid).items()}
             self._tables = (place.table.cos, place.table.sin)
             for name, table in zip(("cos", "sin"), self._tables, strict=True):
-                io.bind_input(name, "cpu", 0, np.float32, table.shape, table.ctypes.data)
+                self._bind(name, table)
             self._bind_kv(segment, grid)
-        for name, array in self._inputs.items():
-            io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        if not device.is_apart:
+            for name, array in self._inputs.items():
+                self._bind(name, array)
 
     def set(self, hidden: F32, grid: Grid, wanted: Sequence[int]) -> None:
         """Writes the inputs of a run."""
         values: dict[str, npt.ArrayLike] = {"hidden": hidden, "wanted": wanted, **_grid_inputs(grid)}
         for name, array in self._inputs.items():
             array[...] = values[name]
+            if self._device.is_apart:
+                self.io.bind_cpu_input(name, array)  # copies it to where it is needed
+
+    def _bind(self, name: str, array: npt.NDArray[np.generic]) -> None:
+        """To the array itself, or to a copy in the device's memory."""
+        if self._device.is_apart:
+            self.io.bind_ortvalue_input(name, self._device.copy_of(array))
+        else:
+            self.io.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def _bind_kv(self, segment: Segment, grid: Grid) -> None:
         pool = self._place.pool
         shape = (len(grid.totals_less_1), pool.n_kv_heads, pool.capacity, pool.head_dim)
+        device = self._device
+        where = (device.memory, device.index, ONNX_TYPES[device.numbers.attention], shape)
         for number, block in zip(range(segment.start, segment.stop), segment.kv_blocks, strict=True):
             for kind in ("keys", "values"):
                 address = pool.address(block, kind == "values", grid.first_slot)
-                self.io.bind_input(f"{kind}.{number}", "cpu", 0, np.float32, shape, address)
-                self.io.bind_output(f"new_{kind}.{number}", "cpu", 0, np.float32, shape, address)
+                self.io.bind_input(f"{kind}.{number}", *where, address)
+                self.io.bind_output(f"new_{kind}.{number}", *where, address)
+
+
+def _value(array: Array, dtype: DType | None) -> ort.OrtValue:
+    if dtype == "bf16":  # NumPy has none
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, ONNX_TYPES[dtype])
+    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _grid_inputs(grid: Grid) -> dict[str, npt.NDArray[np.generic]]:
