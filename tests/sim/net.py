@@ -31,6 +31,11 @@ Death = Literal["eof", "reset", "silent"]
 _TICKS = 20
 
 
+def untouched(sender: str, receiver: str, frame: Frame) -> Fault | None:
+    """Nothing happens to the frame."""
+    return None
+
+
 class End:
     """One node's side of a connection."""
 
@@ -153,7 +158,8 @@ class Internet:
         self.nursery = nursery
         self.nodes: dict[str, SimNetwork] = {}
         self.frozen: set[str] = set()
-        self.tamper: Callable[[Frame], Fault | None] = lambda frame: None
+        #: Asked about every frame, with its sender and receiver.
+        self.tamper: Callable[[str, str, Frame], Fault | None] = untouched
         self._pairs: dict[tuple[str, str], Pair] = {}
         self._changed = trio.Event()
 
@@ -313,7 +319,7 @@ class SimNetwork:
         end = self.ends.get(peer_id)
         if not self.alive or end is None or not end.up:
             raise PeerGone(f"{peer_id} is not connected", peer=peer_id)
-        match net.tamper(frame):
+        match net.tamper(self.me, peer_id, frame):
             case None:
                 end.send(frame, bulk)
             case "delay":
