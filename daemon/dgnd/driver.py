@@ -25,6 +25,7 @@ from dgnd.errors import (
     WorkerSilent,
     error_from,
 )
+from dgnd.exactness import Line
 from dgnd.session import OriginSession, RouteHop
 from dgnd.wire.messages import (
     Cancel,
@@ -62,6 +63,7 @@ class SessionDriver:
         self.broken: DgnError | None = None  #: why the hops can't be used as they are
         self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
         self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
+        self.line: Line = {}  #: how each unit of the model is computed on the route
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.host = host
         self.lease_s = lease_s

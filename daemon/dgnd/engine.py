@@ -167,8 +167,7 @@ class Engine:
                 except _GONE as error:
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
-                line = self.navigator.line(driver, model)
-                answer.exactness.through(line, begun=bool(answer.token_ids))
+                answer.exactness.through(driver.line, begun=bool(answer.token_ids))
                 if params.exact:
                     _refuse_inexact(answer)
                     recovery.exactly = answer.exactness.line
@@ -214,8 +213,7 @@ class Engine:
                 token = await driver.next_token(sampling)
             except DgnError as error:
                 await recovery.go_on(error)
-                line = self.navigator.line(driver, conversation.model)
-                answer.exactness.through(line, begun=bool(answer.token_ids))
+                answer.exactness.through(driver.line, begun=bool(answer.token_ids))
                 if recovery.exactly is not None:
                     _refuse_inexact(answer)
                 if sampling.needs_history:

@@ -57,6 +57,13 @@ class Navigator:
         Raises as `find` does, and what a hop refuses.
         """
         line = self._line(driver, model, exactly)
+        # Noted now: a hop that dies while the route is laid is offered no more, but computed like this.
+        driver.line = {
+            unit: way
+            for hop in line
+            for way in [self.offers.way(model, hop.peer, hop.span)]
+            for unit in hop.span.units()
+        }
         manifest = model.manifest
         assert manifest is not None  # `_line` made sure
         identity = ModelIdentity(
@@ -165,15 +172,6 @@ class Navigator:
     def missing_units(self, model: LocalModel, exactly: Line | None = None) -> frozenset[int]:
         """What nobody reachable serves now, or not `exactly` so."""
         return missing_units(self._usable(model, exactly), model.config.n_blocks)
-
-    def line(self, driver: SessionDriver, model: LocalModel) -> Line:
-        """For each unit of the model, how the session's route computes it."""
-        return {
-            unit: way
-            for hop in driver.session.route
-            for way in [self.offers.way(model, hop.peer, hop.span)]
-            for unit in hop.span.units()
-        }
 
     def _refuse_conflict(self, model: LocalModel, nodes: list[str]) -> None:
         conflict = self.offers.manifests.conflict(model.name, nodes)

@@ -181,7 +181,9 @@ class _Trial:
             victims = [("node", name) for name in chosen]
         if not victims:
             self._outcome.missed += 1
+        apart_s = rng.choice((0.0, 0.06))  # at once, or while the first one is being replaced
         for what, name in victims:
+            await trio.sleep(rng.uniform(0.0, apart_s))
             this = cluster.nodes[name]
             if this.node is None or (what == "worker" and not this.ready):
                 self._outcome.missed += 1  # dead already
