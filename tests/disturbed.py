@@ -13,6 +13,8 @@ from dgnd.control import api
 from dgnd.control.client import ControlClient
 
 TOKENS = 300
+#: Both kinds of answers.
+SAMPLINGS = [{}, {"temperature": 0.9, "seed": 7, "presence_penalty": 0.5}]
 #: Longer than any recovery on a busy machine.
 END_S = 90.0
 
@@ -66,13 +68,18 @@ class Asked:
         return self.result.token_ids
 
 
+def asked(**fields: object) -> api.GenerateParams:
+    """A request for bare text, of TOKENS tokens unless `fields` say otherwise."""
+    values = {"prompt": "hello there", "raw": True, "max_tokens": TOKENS, **fields}
+    return api.GenerateParams(**values)  # type: ignore[arg-type]
+
+
 def long_answer(
     origin: TestNode, sampling: Mapping[str, object], tokens: int = TOKENS, prompt: str = "x"
 ) -> tuple[api.GenerateParams, list[int]]:
     """A request whose answer has `tokens` ids, and these."""
     for number in range(100):
-        values = {"prompt": f"{prompt}{number}", "raw": True, "max_tokens": tokens, **sampling}
-        params = api.GenerateParams(**values)  # type: ignore[arg-type]
+        params = asked(prompt=f"{prompt}{number}", max_tokens=tokens, **sampling)
         ids = Asked(origin, params, 0, lambda _: None).ids()
         if len(ids) == tokens:
             return params, ids

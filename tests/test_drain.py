@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
+from disturbed import SAMPLINGS, TOKENS, Asked, asked
 from load import TWO_OF_THREE, Load, restart, serving
-from test_failover import SAMPLINGS, TOKENS, Asked, asked
 from tiny_llama import make_tiny_llama
 
 from dgnd.control import api

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
-from disturbed import Asked, long_answer
+from disturbed import SAMPLINGS, Asked, long_answer
 from msgspec import structs
 from tiny_llama import make_tiny_llama
 
@@ -22,9 +22,6 @@ from dgnd.errors import BadRequest, BlocksMissing, Inexact, NotFound
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with a long context, so that an answer can be interrupted."""
     return make_tiny_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=6, max_positions=4096)
-
-
-SAMPLINGS = [{}, {"temperature": 0.9, "seed": 7, "presence_penalty": 0.5}]
 
 
 @pytest.fixture(scope="module")

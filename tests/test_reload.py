@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
+from disturbed import asked
 from load import TWO_OF_THREE, Load, serving
-from test_failover import asked
 from tiny_llama import make_tiny_llama
 
 from dgnd.control import api
