@@ -19,6 +19,14 @@ PINS = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_te
 SOURCES = sorted(path for name in ("daemon", "backends", "ctl") for path in (ROOT / name).rglob("*.py"))
 
 
+#: What there is at the top.
+LAYOUT = {
+    ".ci", ".gitignore", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "backends",
+    "benchmarks", "constraints.txt", "ctl", "daemon", "dgn.toml.example", "docs", "packaging", "plugins",
+    "pyproject.toml", "scripts", "tests",
+}  # fmt: skip
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -42,6 +50,17 @@ def test_every_dependency_is_pinned() -> None:
 def test_no_pin_names_a_place() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[\w.-]+==[\w.]+", line), line
+
+
+def test_nothing_is_kept_that_the_layout_does_not_name() -> None:
+    """A node that was run here leaves a state directory, with the key that is its identity."""
+    command = ["git", "-C", str(ROOT), "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("no git checkout")
+    files = [Path(name) for name in listed.stdout.split("\0") if name]
+    assert {file.parts[0] for file in files} == LAYOUT
+    assert [file for file in files if file.suffix == ".key"] == []
 
 
 @pytest.mark.parametrize("name", sorted(declared()))
