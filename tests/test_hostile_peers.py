@@ -31,6 +31,7 @@ from p2p_kit import Node, running, until
 from tiny_llama import make_tiny_llama
 
 from dgn_backends.tensor import Tensor
+from dgnd.background import Background
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import NotReady, PeerError
@@ -677,9 +678,10 @@ def test_what_a_peer_does_not_read_is_bounded_and_what_can_not_be_sent_ends_noth
             codec.encode(frame)
             sent.append(frame)
 
-        office = PostOffice("me", send, lambda peer, frame: None)
+        background = Background()
+        office = PostOffice("me", send, lambda peer, frame: None, background)
         async with trio.open_nursery() as nursery:
-            await nursery.start(office.run)
+            await nursery.start(background.run)
             reply = Frame(HopLength(key=HopKey("o", "s", 1), branch=0, length=0))
             office.post("lazy", reply)
             await trio.testing.wait_all_tasks_blocked()

@@ -13,14 +13,15 @@ from typing import Literal
 
 import trio
 
+from dgnd.background import Background
 from dgnd.engine import Engine
 from dgnd.errors import ShuttingDown
 from dgnd.hops import HopServer
 from dgnd.leaving import Leaving
+from dgnd.waiting import wait_while
 
 log = logging.getLogger("dgnd.drain")
 
-_POLL_S = 0.02
 #: Of `drain_s`, for what comes after: last words to clients and peers, and the ends of workers.
 END_S = 1.0
 #: For answers that were ended to be gone.
@@ -36,10 +37,17 @@ class Drained:
 
 
 class Drain:
-    """One node's. `tell`: says to peers what is offered now, ahead of what is posted after it."""
+    """One node's. `tell`: says to peers what is offered now, ahead of what is posted after it. A drain once
+    begun goes on in the `background`, whoever asked for it."""
 
     def __init__(
-        self, leaving: Leaving, hops: HopServer, engine: Engine, tell: Callable[[], None], drain_s: float
+        self,
+        leaving: Leaving,
+        hops: HopServer,
+        engine: Engine,
+        tell: Callable[[], None],
+        background: Background,
+        drain_s: float,
     ) -> None:
         self.state: Literal["", "draining", "drained"] = ""
         self.drain_s = drain_s
@@ -50,25 +58,17 @@ class Drain:
         self._patience = trio.CancelScope()
         self._done = trio.Event()
         self._result = Drained(0, 0)
-        self._nursery: trio.Nursery | None = None
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until cancelled: a drain once begun goes on, whoever asked for it."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        self._background = background
 
     def begin(self) -> None:
         """Nothing new from now on; origins are told to take their sessions elsewhere."""
         if self.state:
             return
-        assert self._nursery is not None, "run the drain first"
         self._set("draining")
         self._done = trio.Event()
         self._patience = trio.CancelScope()
         self._hops.ask_to_leave(self._hops.foreign(), "its node is about to leave")
-        self._nursery.start_soon(self._work, self._patience, self._done)
+        self._background.start(self._work, self._patience, self._done)
 
     def undo(self) -> None:
         """The node stays after all."""
@@ -96,8 +96,7 @@ class Drain:
         log.info("draining: %d sessions to be handed over or ended", busy)
         patience.deadline = begun + max(self.drain_s - END_S, self.drain_s / 2)
         with patience:
-            while self._left():  # noqa: ASYNC110 - it depends on other nodes' doing, frame by frame
-                await trio.sleep(_POLL_S)
+            await wait_while(self._left)
         if self.state == "draining" and patience is self._patience:
             ended = self._left()
             await self._end_rest()
@@ -118,6 +117,4 @@ class Drain:
                 conversation.driver.fail(
                     ShuttingDown("the node is leaving, and the answer did not end in time")
                 )
-        with trio.move_on_after(_ENDED_S):
-            while any(item.busy for item in self._engine.conversations):  # noqa: ASYNC110
-                await trio.sleep(_POLL_S)
+        await wait_while(lambda: any(item.busy for item in self._engine.conversations), _ENDED_S)

@@ -14,6 +14,7 @@ import trio
 
 from dgn_backends.span import Span
 from dgnd.admission import HopHost
+from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.load import LoadedConfig
 from dgnd.drain import Drain
@@ -83,8 +84,9 @@ class Node:
         blocks = BlocksMap.build(
             config, {name: model.config.n_blocks for name, model in self.models.items()}, loaded.error_at
         )
+        self.background = Background()
         quantised = config.node.state_dir / "quantised"
-        self.workshop = Workshop(self.models, quantised, self._worker_news(), parts.worker)
+        self.workshop = Workshop(self.models, quantised, self._worker_news(), self.background, parts.worker)
         for name, model in self.models.items():
             model.spans = blocks.own_spans(name)
             if model.spans:
@@ -102,7 +104,7 @@ class Node:
             if peer.id == self.me:
                 raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
             self.network.allow(peer.id, name, peer.addrs)
-        self.office = PostOffice(self.me, self._send, self._on_frame)
+        self.office = PostOffice(self.me, self._send, self._on_frame, self.background)
         self.hops = HopServer(
             self._hop_host(),
             TicketBook(self.me),
@@ -111,7 +113,6 @@ class Node:
         )
         self.suspects = Suspects(trio.current_time)
         self.stop_requested = trio.Event()
-        self._nursery: trio.Nursery | None = None
         host = DriverHost(
             identity=who.identity,
             post=self.office.post,
@@ -130,9 +131,10 @@ class Node:
             ),
         )
         leaving = self.offers.leaving = self.hops.leaving
-        drain_s = config.node.drain_s
-        self.drain = Drain(leaving, self.hops, self.engine, self._tell_offers, drain_s)
-        replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, drain_s)
+        self.drain = Drain(
+            leaving, self.hops, self.engine, self._tell_offers, self.background, config.node.drain_s
+        )
+        replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, self.drain)
         self.reloader = Reloader(
             ReloadHost(
                 models=self.models,
@@ -146,6 +148,7 @@ class Node:
                 set_blocks=self._set_blocks,
                 serve=self._serve,
                 tell=self._tell_offers,
+                background=self.background,
             ),
             loaded,
         )
@@ -200,8 +203,7 @@ class Node:
         self.service.blocks = blocks
 
     def _serve(self, model: LocalModel) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(make_manifest, model, self._manifest_done)
+        self.background.start(make_manifest, model, self._manifest_done)
 
     def _refuses_model(
         self, name: str, origin: str, config_digest: str, manifest_digest: str | None
@@ -308,17 +310,13 @@ class Node:
         """Runs until `stop`; then hands over, says goodbye, and everything it started is gone when it
         returns."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.office.run)
+            await nursery.start(self.background.run)
             await nursery.start(self.network.run)
-            await nursery.start(self.workshop.run)
-            await nursery.start(self.reloader.run)
-            self._nursery = nursery
             for model in self.models.values():
                 self._serve(model)
                 if model.worker is not None:
                     self.workshop.start(model.worker)
-            nursery.start_soon(self._sweep)
-            await nursery.start(self.drain.run)
+            self.background.start(self._sweep)
             self.service.started = True
             await self.stop_requested.wait()
             self.drain.begin()

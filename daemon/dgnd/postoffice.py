@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from dgnd.background import Background
 from dgnd.errors import PeerGone, ProtocolError
 from dgnd.wire.messages import Frame, StepFrame
 
@@ -28,30 +29,22 @@ Deliver = Callable[[str, Frame], None]
 class PostOffice:
     """Queues and the tasks that empty them, one for each address, made when first needed."""
 
-    def __init__(self, me: str, send: Send, deliver: Deliver) -> None:
+    def __init__(self, me: str, send: Send, deliver: Deliver, background: Background) -> None:
         self.me = me
         self._send = send
         self._deliver = deliver
         self._queues: dict[tuple[str, bool], trio.MemorySendChannel[Frame]] = {}
         self._full: set[tuple[str, bool]] = set()
-        self._nursery: trio.Nursery | None = None
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until cancelled."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        self._background = background
 
     def post(self, peer: str, frame: Frame) -> None:
         """Queues `frame` for `peer`; what can't be sent is lost with its connection, which is announced
         elsewhere."""
         address = (peer, peer != self.me and is_bulk(frame))
         if address not in self._queues:
-            assert self._nursery is not None, "run the post office first"
             send, receive = trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING)
             self._queues[address] = send
-            self._nursery.start_soon(self._carry, *address, receive)
+            self._background.start(self._carry, *address, receive)
         try:
             self._queues[address].send_nowait(frame)
         except trio.WouldBlock:

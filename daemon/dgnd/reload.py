@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.changes import Changes, changes
 from dgnd.config.check import SELF
@@ -29,10 +30,9 @@ from dgnd.offers import OfferBook
 from dgnd.p2p.network import PeerNetwork
 from dgnd.plan import make_plan
 from dgnd.replacing import Replacing, Wanted
+from dgnd.waiting import wait_while
 
 log = logging.getLogger("dgnd.reload")
-
-_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,24 +61,17 @@ class ReloadHost:
     set_blocks: Callable[[BlocksMap], None]
     serve: Callable[[LocalModel], None]  #: has a new model's digests made, so that it can be used
     tell: Callable[[], None]
+    background: Background
 
 
 @dataclass(slots=True)
 class Reloader:
-    """One node's. `loaded` is what is in force."""
+    """One node's. `loaded` is what is in force. What a reload began goes on, whoever asked for it."""
 
     host: ReloadHost
     loaded: LoadedConfig
     problem: str = ""  #: what of the last reload could not be done
     _under_way: set[str] = field(default_factory=set)
-    _nursery: trio.Nursery | None = None
-
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until cancelled: what a reload began goes on, whoever asked for it."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
 
     def notes(self) -> list[str]:
         """For `status`."""
@@ -87,7 +80,6 @@ class Reloader:
     async def reload(self) -> api.Reloaded:
         """Reads the file again. Raises ConfigError with its place, ModelError or BackendUnavailable, and then
         nothing has changed; NotReady while the reload before is under way."""
-        assert self._nursery is not None, "run the reloader first"
         if self._under_way:
             raise NotReady(f"the reload before is still under way: {'; '.join(sorted(self._under_way))}")
         self._under_way.add("checking the configuration")
@@ -96,7 +88,7 @@ class Reloader:
         finally:
             self._under_way.clear()
         self.problem = ""
-        return self._apply(checked, self._nursery)
+        return self._apply(checked)
 
     # --- before anything changes
 
@@ -125,12 +117,12 @@ class Reloader:
 
     # --- into force
 
-    def _apply(self, checked: Checked, nursery: trio.Nursery) -> api.Reloaded:
+    def _apply(self, checked: Checked) -> api.Reloaded:
         old, found = self.loaded.config, checked.found
         self.loaded = LoadedConfig(found.config, checked.loaded.path, checked.loaded.text)
         self._set_numbers(found.config)
         gone = {old.peers[name].id for name in found.peers_removed}
-        self._set_peers(old, found.config, gone, nursery)
+        self._set_peers(old, found.config, gone)
         host = self.host
         for name, model in checked.models.items():
             host.models[name] = model
@@ -143,11 +135,11 @@ class Reloader:
             if spans != model.spans or name in found.worker_keys:
                 moved.append(name)
                 wanted = Wanted(section, spans, checked.weights.get(name, 0))
-                self._begin(nursery, f"other blocks of {name}", self._replace, model, wanted)
+                self._begin(f"other blocks of {name}", self._replace, model, wanted)
             elif section != model.section:
                 model.new_text(section)
         for name in found.models_removed:
-            self._begin(nursery, f"giving up {name}", self._remove, host.models[name])
+            self._begin(f"giving up {name}", self._remove, host.models[name])
         host.tell()
         changed = list(_words(found, moved))
         log.info("reloaded %s: %s", self.loaded.path, "; ".join(changed) or "nothing changed")
@@ -159,9 +151,9 @@ class Reloader:
         host, sessions = self.host, config.sessions
         host.engine.settings = EngineSettings(sessions.idle_s, sessions.max_sessions, sessions.recover_s)
         host.hops.set_limits(sessions.max_sessions, sessions.journal_bytes)
-        host.drain.drain_s = host.replacing.drain_s = config.node.drain_s
+        host.drain.drain_s = config.node.drain_s
 
-    def _set_peers(self, old: Config, new: Config, gone: Collection[str], nursery: trio.Nursery) -> None:
+    def _set_peers(self, old: Config, new: Config, gone: Collection[str]) -> None:
         host = self.host
         for name, peer in new.peers.items():
             if old.peers.get(name) != peer:
@@ -170,11 +162,9 @@ class Reloader:
         parting = {name: peer for name, peer in old.peers.items() if peer.id in gone}
         host.names.peers = {**parting, **new.peers}
         if gone:
-            self._begin(nursery, f"parting from {', '.join(parting)}", self._part, gone)
+            self._begin(f"parting from {', '.join(parting)}", self._part, gone)
 
-    def _begin(
-        self, nursery: trio.Nursery, what: str, work: Callable[..., Awaitable[None]], *arguments: object
-    ) -> None:
+    def _begin(self, what: str, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
         async def task() -> None:
             try:
                 await work(*arguments)
@@ -182,7 +172,7 @@ class Reloader:
                 self._under_way.discard(what)
 
         self._under_way.add(what)
-        nursery.start_soon(task)
+        self.host.background.start(task)
 
     # --- what takes its time
 
@@ -196,7 +186,9 @@ class Reloader:
         host = self.host
         await host.replacing.replace(model, Wanted(model.section, (), 0))
         conversations = host.engine.conversations
-        await self._patiently(lambda: any(item.busy for item in conversations if item.model is model))
+        await wait_while(
+            lambda: any(item.busy for item in conversations if item.model is model), host.drain.drain_s
+        )
         conversations.forget(model)
         del host.models[model.name]
         host.tell()
@@ -215,17 +207,11 @@ class Reloader:
             return any(hop.peer in peers for route in routes for hop in route)
 
         host.hops.ask_to_leave(theirs(), "its node parts from this one")
-        await self._patiently(lambda: theirs() or ours())
+        await wait_while(lambda: theirs() or ours(), host.drain.drain_s)
         for peer in peers:
             host.network.disallow(peer)
         host.offers.parting -= set(peers)
         host.names.peers = self.loaded.config.peers
-
-    async def _patiently(self, busy: Callable[[], object]) -> None:
-        """Waits while there is something to wait for, for as long as a node has to leave."""
-        with trio.move_on_after(self.host.drain.drain_s):
-            while busy():  # noqa: ASYNC110 - it is up to others
-                await trio.sleep(_POLL_S)
 
 
 def _words(found: Changes, moved: Collection[str]) -> Iterable[str]:

@@ -5,19 +5,20 @@ its hops over and ends. Knows nothing of configurations.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from dgn_backends.span import Span, format_spans
 from dgnd.config.schema import ModelSection
+from dgnd.drain import Drain
 from dgnd.hop import Hop
 from dgnd.hops import HopServer
 from dgnd.leaving import Leaving
 from dgnd.models import LocalModel
 from dgnd.system_memory import available_bytes
-from dgnd.wire.messages import HopKey
+from dgnd.waiting import wait_while
 from dgnd.workers import WorkerHandle
 from dgnd.workshop import Workshop
 
@@ -37,14 +38,14 @@ class Wanted:
 
 @dataclass(slots=True)
 class Replacing:
-    """`tell`: says to peers what is offered now, ahead of what is posted after it. `drain_s`: how long hops
-    have to be handed over."""
+    """`tell`: says to peers what is offered now, ahead of what is posted after it. `drain` knows how long
+    hops have to be handed over."""
 
     workshop: Workshop
     hops: HopServer
     leaving: Leaving
     tell: Callable[[], None]
-    drain_s: float
+    drain: Drain
 
     async def replace(self, model: LocalModel, wanted: Wanted) -> str:
         """Gives `model` the worker that is wanted; returns why the old one stays, empty if it does not."""
@@ -76,16 +77,15 @@ class Replacing:
     async def _retire(self, old: WorkerHandle) -> None:
         """Has its hops handed over, and ends it."""
         why = "its blocks are given up or loaded anew"
-        self.hops.ask_to_leave(self._hops(self.workshop.hops_of(old)), why)
-        with trio.move_on_after(self.drain_s):
-            while self._hops(self.workshop.hops_of(old)):  # noqa: ASYNC110 - it is up to other nodes
-                await trio.sleep(_POLL_S)
-        self.hops.close(self._hops(self.workshop.hops_of(old)), why)
+        self.hops.ask_to_leave(self._hops_in(old), why)
+        await wait_while(lambda: self._hops_in(old), self.drain.drain_s)
+        self.hops.close(self._hops_in(old), why)
         await self.workshop.stop(old)
         log.info("worker of %s with %s has ended", old.model, ",".join(old.request.spans))
 
-    def _hops(self, keys: Collection[HopKey]) -> Sequence[Hop]:
-        return [self.hops.hops[key] for key in keys if key in self.hops.hops]
+    def _hops_in(self, worker: WorkerHandle) -> Sequence[Hop]:
+        hops = self.hops.hops
+        return [hops[key] for key in self.workshop.hops_of(worker) if key in hops]
 
 
 async def _loaded(worker: WorkerHandle) -> str:

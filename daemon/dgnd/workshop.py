@@ -14,6 +14,7 @@ import trio
 
 from dgn_backends.registry import choose_backend
 from dgn_backends.span import Span
+from dgnd.background import Background
 from dgnd.config.schema import ModelSection
 from dgnd.models import LocalModel
 from dgnd.seal import Seal
@@ -33,13 +34,15 @@ class WorkshopHandlers:
 
 
 class Workshop:
-    """All workers of a node. `cache`: where they may keep quantised weights; `make`: makes one of them."""
+    """All workers of a node, which run in its `background`. `cache`: where they may keep quantised weights;
+    `make`: makes one of them."""
 
     def __init__(
         self,
         models: Mapping[str, LocalModel],
         cache: Path,
         handlers: WorkshopHandlers,
+        background: Background,
         make: Callable[[LoadSpans, WorkerHandlers, Seal], WorkerHandle] = WorkerHandle,
     ) -> None:
         self._models = models
@@ -48,7 +51,7 @@ class Workshop:
         self._handlers = handlers
         self._homes: dict[HopKey, WorkerHandle] = {}
         self._running: dict[WorkerHandle, tuple[trio.CancelScope, trio.Event]] = {}
-        self._nursery: trio.Nursery | None = None
+        self._background = background
 
     def build(self, model: LocalModel, section: ModelSection, spans: Sequence[Span]) -> WorkerHandle:
         """A worker for `spans` with the settings of `section`, not yet started. Raises BackendUnavailable."""
@@ -66,19 +69,11 @@ class Workshop:
 
     # --- life
 
-    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until cancelled; then all processes are gone."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
-
     def start(self, worker: WorkerHandle) -> None:
         """Runs it until `stop`."""
-        assert self._nursery is not None, "run the workshop first"
         scope, gone = trio.CancelScope(), trio.Event()
         self._running[worker] = scope, gone
-        self._nursery.start_soon(self._work, worker, scope, gone)
+        self._background.start(self._work, worker, scope, gone)
 
     async def stop(self, worker: WorkerHandle) -> None:
         """Ends it; its process is gone when this returns."""
