@@ -64,6 +64,7 @@ class SessionDriver:
         self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
         self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
         self.line: Line = {}  #: how each unit of the model is computed on the route
+        self.exactly: Line | None = None  #: how further hops of this answer must compute, where it matters
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.host = host
         self.lease_s = lease_s

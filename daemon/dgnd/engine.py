@@ -159,6 +159,7 @@ class Engine:
         model, driver = conversation.model, conversation.driver
         prompt, answer = turn.prompt, turn.answer
         recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
+        driver.exactly = None
 
         async def work() -> None:
             if not answer.done:
@@ -170,9 +171,9 @@ class Engine:
                 answer.exactness.through(driver.line, begun=bool(answer.token_ids))
                 if params.exact:
                     _refuse_inexact(answer)
-                    recovery.exactly = answer.exactness.line
+                    driver.exactly = driver.line
                 clocks.prefill = trio.current_time()
-                await self._generate(conversation, recovery, turn, on_delta, clocks)
+                await self._generate(conversation, turn, recovery, on_delta, clocks)
 
         try:
             await _until(cancelled, work)
@@ -198,8 +199,8 @@ class Engine:
     async def _generate(
         self,
         conversation: Conversation,
-        recovery: Recovery,
         turn: Turn,
+        recovery: Recovery,
         on_delta: DeltaSink,
         clocks: Clocks,
     ) -> None:
@@ -214,7 +215,7 @@ class Engine:
             except DgnError as error:
                 await recovery.go_on(error)
                 answer.exactness.through(driver.line, begun=bool(answer.token_ids))
-                if recovery.exactly is not None:
+                if driver.exactly is not None:
                     _refuse_inexact(answer)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))

@@ -30,13 +30,13 @@ class Exactness:
 
     def __init__(self) -> None:
         self.holds = True
-        self.line: Line = {}  #: how it is computed now
+        self._line: Line = {}
 
     def through(self, line: Line, *, begun: bool) -> None:
         """The answer goes on through `line`. `begun`: it has tokens, whose KV the line computes again."""
         known = [way for way in line.values() if way is not None]
         alike = len(known) == len(line) and len({(way.quant, way.dtype) for way in known}) <= 1
         if begun:
-            alike = alike and line == self.line and all(way.row_invariant for way in known)
+            alike = alike and line == self._line and all(way.row_invariant for way in known)
         self.holds = self.holds and alike
-        self.line = line
+        self._line = line

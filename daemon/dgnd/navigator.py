@@ -50,13 +50,12 @@ class Navigator:
                     raise
             await trio.sleep(_POLL_S)
 
-    async def open(self, driver: SessionDriver, model: LocalModel, exactly: Line | None = None) -> None:
+    async def open(self, driver: SessionDriver, model: LocalModel) -> None:
         """Opens the best route now, of which the session's hops that still hold what they were sent stay.
-        `exactly`: new hops compute like this.
 
         Raises as `find` does, and what a hop refuses.
         """
-        line = self._line(driver, model, exactly)
+        line = self._line(driver, model)
         # Noted now: a hop that dies while the route is laid is offered no more, but computed like this.
         driver.line = {
             unit: way
@@ -74,42 +73,38 @@ class Navigator:
         )
         await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), identity)
 
-    def _line(
-        self, driver: SessionDriver, model: LocalModel, exactly: Line | None
-    ) -> tuple[Hop | RouteHop, ...]:
+    def _line(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop | RouteHop, ...]:
         """The hops of the next route, those that stay as they are."""
-        alive = [hop for hop in driver.session.route if self._lives(driver, model, hop)]
-        staying = [hop for hop in alive if hop.hop not in driver.leaving]
         try:
-            return self._mended(driver, model, staying, exactly)
+            return self._mended(driver, model, leaving=False)
         except NotReady:
-            if len(staying) == len(alive):
+            if not driver.leaving:
                 raise
-        return self._mended(
-            driver, model, alive, exactly
-        )  # nobody else has it: what leaves stays as long as it can
+        # Nobody else has it: what leaves stays as long as it can.
+        return self._mended(driver, model, leaving=True)
 
     def can_spare(self, driver: SessionDriver, model: LocalModel) -> bool:
         """Whether others can take the place of the session's hops that are about to leave."""
-        route = driver.session.route
-        staying = [h for h in route if h.hop not in driver.leaving and self._lives(driver, model, h)]
         try:
-            self._mended(driver, model, staying)
+            self._mended(driver, model, leaving=False)
         except DgnError:
             return False
         return True
 
     def _mended(
-        self,
-        driver: SessionDriver,
-        model: LocalModel,
-        staying: list[RouteHop],
-        exactly: Line | None = None,
+        self, driver: SessionDriver, model: LocalModel, *, leaving: bool
     ) -> tuple[Hop | RouteHop, ...]:
+        """The hops that live, with others in the gaps; `leaving`: with those that are about to leave."""
+        staying = [
+            hop
+            for hop in driver.session.route
+            if self._lives(driver, model, hop) and (leaving or hop.hop not in driver.leaving)
+        ]
         if not staying:
-            return self.find(model, driver.session.id, exactly=exactly)
+            return self.find(model, driver.session.id, exactly=driver.exactly)
         self._refuse_conflict(model, [hop.peer for hop in staying])
-        return mended_line(self.asked(model, driver.session.id), staying, self._usable(model, exactly))
+        offers = self._usable(model, driver.exactly)
+        return mended_line(self.asked(model, driver.session.id), staying, offers)
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
         return (

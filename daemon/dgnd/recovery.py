@@ -24,7 +24,6 @@ from dgnd.errors import (
     TicketRefused,
     WorkerDied,
 )
-from dgnd.exactness import Line
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 
@@ -44,7 +43,6 @@ class Recovery:
     driver: SessionDriver
     model: LocalModel
     recover_s: float
-    exactly: Line | None = None  #: only who computes like this may go on
     _position: int = -1  # the position whose token was waited for at the last death of a worker
     _deaths: int = 0
     _had: dict[int, str] = field(default_factory=dict)  # who served each unit last
@@ -61,7 +59,7 @@ class Recovery:
         while True:
             self._note(error)
             try:
-                await self.navigator.open(self.driver, self.model, self.exactly)
+                await self.navigator.open(self.driver, self.model)
             except DgnError as again:
                 if not is_mendable(again):
                     raise
@@ -97,10 +95,10 @@ class Recovery:
     def _given_up(self, error: DgnError, first: DgnError) -> DgnError:
         if not isinstance(error, BlocksMissing):
             return first  # what came after it is its consequence: a worker that is not back yet, say
-        lost = self.navigator.missing_units(self.model, self.exactly)
+        lost = self.navigator.missing_units(self.model, self.driver.exactly)
         names = sorted({self._had[unit] for unit in lost if unit in self._had})
         had = f"{', '.join(names)} had them last" if names else "nobody had them"
-        exactly = " exactly as before" if self.exactly is not None else ""
+        exactly = " exactly as before" if self.driver.exactly is not None else ""
         text = f"{error.message}{exactly} within {self.recover_s:g} s; {had}; it began with {first.message}"
         return BlocksMissing(text, **error.data)
 
