@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import DgnError
 
@@ -126,10 +127,15 @@ class TestNode:
     def state(self) -> str | None:
         """The state in its status, asked without a process of dgnctl; None where nothing answers."""
         try:
-            with ControlClient(self.socket) as client:
-                return str(client.call("status").state)
+            return self.status().state
         except DgnError:
             return None
+
+    def status(self) -> api.Status:
+        """Its status, asked without a process of dgnctl. Raises DgnError."""
+        with ControlClient(self.socket) as client:
+            found: api.Status = client.call("status")
+        return found
 
     def wait_for(self, condition: Any, timeout: float = READY_S, what: str = "condition") -> None:
         """Waits until `condition()` is true."""

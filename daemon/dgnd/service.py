@@ -5,6 +5,7 @@ Only gathers and words; decides nothing. Knows nothing of JSON-RPC.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from dgnd.control.checks import check_session
 from dgnd.drain import Drain
 from dgnd.engine import DeltaSink, Engine
 from dgnd.errors import BlocksMissing, ModelError, NotFound
+from dgnd.footprint import footprint
 from dgnd.hops import HopServer
 from dgnd.map_view import map_rows
 from dgnd.models import LocalModel
@@ -96,6 +98,9 @@ class NodeService:
                     if model.text_problem
                 ),
             ],
+            process=api.ProcessStatus(**dataclasses.asdict(footprint())),
+            hops=len(self.hops.hops),
+            journal_bytes=self.hops.journals.bytes,
         )
 
     def _missing(self) -> dict[str, str]:

@@ -47,6 +47,15 @@ class SessionStatus(msgspec.Struct, frozen=True):
     route: list[RouteHop]
 
 
+class ProcessStatus(msgspec.Struct, frozen=True):
+    """What dgnd itself takes, without its workers; 0 where the system does not say."""
+
+    resident_bytes: int
+    fds: int
+    threads: int
+    tasks: int  #: of its event loop
+
+
 class Status(msgspec.Struct, frozen=True):
     """The result of `status`."""
 
@@ -59,6 +68,9 @@ class Status(msgspec.Struct, frozen=True):
     missing: dict[str, str]
     sessions: list[SessionStatus]
     notes: list[str] = []  #: what the operator should know: unverified models, relayed edges, refusals
+    process: ProcessStatus = ProcessStatus(0, 0, 0, 0)
+    hops: int = 0  #: open here, of all sessions
+    journal_bytes: int = 0  #: kept of results that they passed on
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
