@@ -7,7 +7,7 @@ The origin's half of the protocol in time; what is sent when is `OriginSession`'
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import trio
 
@@ -26,6 +26,7 @@ from dgnd.errors import (
     error_from,
 )
 from dgnd.exactness import Line
+from dgnd.lineage import Lineage
 from dgnd.session import OriginSession, RouteHop
 from dgnd.wire.messages import (
     Cancel,
@@ -63,11 +64,13 @@ class SessionDriver:
         self.broken: DgnError | None = None  #: why the hops can't be used as they are
         self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
         self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
-        self.line: Line = {}  #: how each unit of the model is computed on the route
+        self.lineage = Lineage()  #: how what the hops hold was computed
+        self.exact = False  #: the answer has to be exact
         self.exactly: Line | None = None  #: how further hops of this answer must compute, where it matters
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.host = host
         self.lease_s = lease_s
+        self._laid = False
         self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
         self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
 
@@ -152,13 +155,37 @@ class SessionDriver:
 
     # --- the route
 
+    @property
+    def line(self) -> Line:
+        """How each unit of the model is computed on the route."""
+        return {unit: hop.way for hop in self.session.route for unit in hop.span.units()}
+
+    @property
+    def usable(self) -> bool:
+        """Whether steps can be sent."""
+        return self._laid and self.broken is None
+
+    @property
+    def half_laid(self) -> bool:
+        """Whether hops were opened, but not all of them, or not filled."""
+        return bool(self.session.route) and not self._laid
+
     def begin_route(self, route: tuple[RouteHop, ...]) -> None:
         """Takes other hops, which are to be opened; what came from the ones before no longer counts."""
-        self.broken = None
+        self.broken, self._laid = None, False
         self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
         self.session.set_route(route)
         self.dead &= {hop.hop for hop in route}
         self.leaving &= {hop.hop for hop in route}
+
+    def end_route(self, common: int, fresh: Collection[int], window: int) -> None:
+        """All hops are open and hold `common` positions, those with the units `fresh` since now. `window`:
+        steps that may be under way."""
+        session = self.session
+        session.resume(common, window, new=len(fresh) == len(self.line))
+        self.lineage.through(self.line, fresh, common)
+        self.sound = {hop.hop for hop in session.route}
+        self._laid = True
 
     def note_rooms(self, opened: Mapping[int, HopOpened]) -> None:
         """Remembers which of the hops just opened can hold least."""
@@ -193,6 +220,8 @@ class SessionDriver:
         for hop in self.session.route:
             self.close_hop(hop)
         self.session.drop_route()
+        self.lineage.clear()
+        self._laid = False
         self.dead.clear()
         self.leaving.clear()
 
@@ -210,6 +239,11 @@ class SessionDriver:
         self.host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
 
     # --- a turn
+
+    def set_tokens(self, tokens: Sequence[int]) -> None:
+        """What the session goes on from; what the hops hold of other ids is given up."""
+        self.session.set_tokens(tokens)
+        self.lineage.truncate(self.session.sent)
 
     def tell_history(self, answer_start: int) -> None:
         """Gives the head's hop the token ids, for penalties."""
@@ -243,7 +277,7 @@ class SessionDriver:
 
     async def end_turn(self, interrupted: bool) -> None:
         """Ends an answer: hops say how far they are. After an interruption they first drop what waits."""
-        if self.broken is not None or not self.session.route:
+        if not self.usable:
             return
         ask: type[Cancel] | type[EndTurn] = Cancel if interrupted else EndTurn
         branch = self.session.branch

@@ -159,19 +159,17 @@ class Engine:
         model, driver = conversation.model, conversation.driver
         prompt, answer = turn.prompt, turn.answer
         recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
-        driver.exactly = None
+        driver.exact = params.exact
+        driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
 
         async def work() -> None:
             if not answer.done:
+                driver.set_tokens([*prompt, *answer.token_ids])
                 try:
                     await self.navigator.ensure(driver, model, params.wait)
                 except _GONE as error:
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
-                answer.exactness.through(driver.line, begun=bool(answer.token_ids))
-                if params.exact:
-                    _refuse_inexact(answer)
-                    driver.exactly = driver.line
                 clocks.prefill = trio.current_time()
                 await self._generate(conversation, turn, recovery, on_delta, clocks)
 
@@ -185,8 +183,11 @@ class Engine:
         interrupted = not answer.done
         if interrupted and not clocks.prefill:
             conversation.cut_off = turn if params.resume else None
+            driver.close()  # the route may be half laid
             raise Cancelled("cancelled before the answer began")
-        if params.session is not None:
+        if driver.half_laid:  # an answer that was mended was cancelled
+            driver.close()
+        elif params.session is not None:
             with trio.CancelScope(shield=True):
                 await driver.end_turn(interrupted)
         conversation.tokens = [*prompt, *answer.token_ids]
@@ -206,7 +207,8 @@ class Engine:
     ) -> None:
         driver, session = conversation.driver, conversation.driver.session
         prompt, sampling, answer = turn.prompt, turn.sampling, turn.answer
-        session.set_tokens([*prompt, *answer.token_ids])
+        route_number = -1  # of the last token
+        _refuse_inexact(driver, answer)
         if sampling.needs_history:
             driver.tell_history(len(prompt))
         while not answer.done:
@@ -214,15 +216,17 @@ class Engine:
                 token = await driver.next_token(sampling)
             except DgnError as error:
                 await recovery.go_on(error)
-                answer.exactness.through(driver.line, begun=bool(answer.token_ids))
-                if driver.exactly is not None:
-                    _refuse_inexact(answer)
+                _refuse_inexact(driver, answer)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
             if not 0 <= token < conversation.model.config.vocab_size:
                 raise ProtocolError(f"the hop with the head sent token id {token}, which is in no vocabulary")
             clocks.token()
+            if route_number != session.route_number:
+                route_number = session.route_number
+                answer.exactness.through(driver.line, pure=driver.lineage.pure, begun=bool(answer.token_ids))
+                driver.exactly = driver.line if driver.exact else None
             session.append(token)
             shown = answer.push(token)
             if not answer.done and driver.broken is None:
@@ -271,14 +275,15 @@ class Engine:
         self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
 
 
-def _refuse_inexact(answer: Answer) -> None:
-    if answer.exactness.holds:
-        return
-    if answer.token_ids:
-        text = "a hop was lost, and this backend's results depend on what else it computes"
-    else:
-        text = "the nodes of the route store or compute the model differently (dgnctl peers)"
-    raise Inexact(f"{text}: the answer can't be exact; ask without --exact")
+def _refuse_inexact(driver: SessionDriver, answer: Answer) -> None:
+    """Where an exact answer is wanted and the line as it is can't give one. How nodes compute is seen to when
+    the route is chosen; what is left is what comes out when they compute again."""
+    begun = bool(answer.token_ids)
+    if driver.exact and not answer.exactness.would_hold(driver.line, pure=driver.lineage.pure, begun=begun):
+        raise Inexact(
+            "a hop was lost, and this backend's results depend on what else it computes: "
+            "the answer can't be exact; ask without --exact"
+        )
 
 
 async def _until(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:

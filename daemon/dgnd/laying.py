@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from dgnd.driver import MAX_CHUNK, SessionDriver
 from dgnd.errors import PeerError
+from dgnd.exactness import Way
 from dgnd.routing import Edge, Hop
 from dgnd.session import RouteHop
 from dgnd.wire.messages import Credit, Frame, HopOpened, Replay, Ticket
@@ -44,9 +45,13 @@ class ModelIdentity:
 
 
 async def lay_route(
-    driver: SessionDriver, line: Sequence[Hop | RouteHop], edges: Sequence[Edge], model: ModelIdentity
+    driver: SessionDriver,
+    line: Sequence[Hop | RouteHop],
+    edges: Sequence[Edge],
+    ways: Sequence[Way | None],
+    model: ModelIdentity,
 ) -> None:
-    """Opens `line`, of which every `RouteHop` is a hop of the session that stays.
+    """Opens `line`, of which every `RouteHop` is a hop of the session that stays; `ways`: how each computes.
 
     Raises the first error that a hop reports, or PeerError after OPEN_TIMEOUT_S. What was opened is known to
     the driver then, so that the next attempt can build on it or close it.
@@ -55,8 +60,8 @@ async def lay_route(
     relayed = [edge.relayed for edge in edges] + [False]
     ids = driver.host.hop_ids
     route = tuple(
-        RouteHop(hop.hop if isinstance(hop, RouteHop) else next(ids), hop.peer, hop.span, relay)
-        for hop, relay in zip(line, relayed, strict=True)
+        RouteHop(hop.hop if isinstance(hop, RouteHop) else next(ids), hop.peer, hop.span, relay, way)
+        for hop, relay, way in zip(line, relayed, ways, strict=True)
     )
     stay = {hop.hop for hop in line if isinstance(hop, RouteHop)}
     for hop in before:
@@ -75,8 +80,8 @@ async def lay_route(
         ranges = session.fill_ranges(common, MAX_CHUNK)
         for gap in _gaps(route, stay):
             await _fill(driver, gap, ranges, window)
-    session.resume(common, window, new=not stay)
-    driver.sound = {hop.hop for hop in route}
+    fresh = {unit for hop in route if hop.hop not in stay for unit in hop.span.units()}
+    driver.end_route(common, fresh, window)
 
 
 def _ticket(driver: SessionDriver, model: ModelIdentity, index: int, stay: set[int]) -> Ticket:

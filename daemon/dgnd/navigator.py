@@ -5,20 +5,29 @@ Words why there is none. Knows nothing of token ids or text.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from dgn_backends.span import format_units
 from dgnd.driver import SessionDriver
-from dgnd.errors import BlocksMissing, DgnError, ManifestMismatch, ModelError, NotReady, StaleState
-from dgnd.exactness import Line
+from dgnd.errors import (
+    BlocksMissing,
+    DgnError,
+    Inexact,
+    ManifestMismatch,
+    ModelError,
+    NotReady,
+    StaleState,
+)
+from dgnd.exactness import Line, Way, alike, difference, kinds, same_kind
 from dgnd.laying import ModelIdentity, lay_route
 from dgnd.mending import mended_line
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
-from dgnd.routing import Asked, Hop, Offer, edges, find_route, missing_units
+from dgnd.routing import Asked, Hop, Offer, edges, find_route, missing_units, predicted_ms
 from dgnd.session import RouteHop
 from dgnd.suspects import Suspects
 
@@ -38,14 +47,14 @@ class Navigator:
 
         Raises what `open` raises.
         """
-        if driver.session.route and driver.broken is None:
+        if driver.usable and (not driver.exact or _is_exact(driver)):
             return
         deadline = trio.current_time() + wait_s
         while True:
             try:
                 await self.open(driver, model)
                 return
-            except (NotReady, StaleState):
+            except (NotReady, StaleState, Inexact):
                 if trio.current_time() >= deadline:
                     raise
             await trio.sleep(_POLL_S)
@@ -56,13 +65,6 @@ class Navigator:
         Raises as `find` does, and what a hop refuses.
         """
         line = self._line(driver, model)
-        # Noted now: a hop that dies while the route is laid is offered no more, but computed like this.
-        driver.line = {
-            unit: way
-            for hop in line
-            for way in [self.offers.way(model, hop.peer, hop.span)]
-            for unit in hop.span.units()
-        }
         manifest = model.manifest
         assert manifest is not None  # `_line` made sure
         identity = ModelIdentity(
@@ -71,28 +73,46 @@ class Navigator:
             manifest_digest=self.offers.manifests.whole_digest(model.name),
             context=model.config.max_positions,
         )
-        await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), identity)
+        ways = [self._way(model, hop) for hop in line]
+        await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), ways, identity)
+
+    def _way(self, model: LocalModel, hop: Hop | RouteHop) -> Way | None:
+        """How a hop computes: what was said when it was opened."""
+        return hop.way if isinstance(hop, RouteHop) else self.offers.way(model, hop.peer, hop.span)
 
     def _line(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop | RouteHop, ...]:
         """The hops of the next route, those that stay as they are."""
+        if not driver.exact or driver.exactly is not None:
+            return self._line_as(driver, model, driver.exactly)
+        if driver.session.route and _is_exact(driver):
+            try:
+                return self._line_as(driver, model, driver.line)
+            except NotReady:
+                pass  # nothing is said yet: all of it may be computed elsewhere
+        return self.find_exact(model, driver.session.id)
+
+    def _line_as(
+        self, driver: SessionDriver, model: LocalModel, exactly: Line | None
+    ) -> tuple[Hop | RouteHop, ...]:
+        """The same where new hops have to compute `exactly` so."""
         try:
-            return self._mended(driver, model, leaving=False)
+            return self._mended(driver, model, exactly, leaving=False)
         except NotReady:
             if not driver.leaving:
                 raise
         # Nobody else has it: what leaves stays as long as it can.
-        return self._mended(driver, model, leaving=True)
+        return self._mended(driver, model, exactly, leaving=True)
 
     def can_spare(self, driver: SessionDriver, model: LocalModel) -> bool:
         """Whether others can take the place of the session's hops that are about to leave."""
         try:
-            self._mended(driver, model, leaving=False)
+            self._mended(driver, model, driver.exactly, leaving=False)
         except DgnError:
             return False
         return True
 
     def _mended(
-        self, driver: SessionDriver, model: LocalModel, *, leaving: bool
+        self, driver: SessionDriver, model: LocalModel, exactly: Line | None, *, leaving: bool
     ) -> tuple[Hop | RouteHop, ...]:
         """The hops that live, with others in the gaps; `leaving`: with those that are about to leave."""
         staying = [
@@ -101,9 +121,9 @@ class Navigator:
             if self._lives(driver, model, hop) and (leaving or hop.hop not in driver.leaving)
         ]
         if not staying:
-            return self.find(model, driver.session.id, exactly=driver.exactly)
+            return self.find(model, driver.session.id, exactly=exactly)
         self._refuse_conflict(model, [hop.peer for hop in staying])
-        offers = self._usable(model, driver.exactly)
+        offers = self._usable(model, exactly)
         return mended_line(self.asked(model, driver.session.id), staying, offers)
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
@@ -164,6 +184,58 @@ class Navigator:
         self._refuse_conflict(model, [hop.peer for hop in route])
         return route
 
+    def find_exact(self, model: LocalModel, session: str = "", positions: int = 0) -> tuple[Hop, ...]:
+        """The best route whose answer is exact. Raises what `find` raises, and Inexact, which names who could
+        serve what is missing, but not so."""
+        self.find(model, session, positions)
+        asked, offers = self.asked(model, session, positions), self._usable(model, None)
+        ways = {offer: self.offers.way(model, offer.peer, offer.span) for offer in offers}
+        for sets in kinds(way for way in ways.values() if way is not None):
+            routes = []
+            for together in sets:
+                usable = [offer for offer in offers if ways[offer] in together]
+                if not missing_units(usable, model.config.n_blocks):
+                    route = find_route(asked, usable)
+                    routes.append((predicted_ms(asked, usable, route) or 0.0, route))
+            if routes:
+                return min(routes, key=lambda found: found[0])[1]
+        raise Inexact(self._no_exact_route(model, offers, ways))
+
+    def _no_exact_route(
+        self, model: LocalModel, offers: Sequence[Offer], ways: Mapping[Offer, Way | None]
+    ) -> str:
+        """Who would have to compute as this node does, or, where it does nothing, as most of the others."""
+
+        def served(way: Way) -> set[int]:
+            return {unit for o in offers for unit in o.span.units() if same_kind(ways[o], way)}
+
+        mine = {ways[offer] for offer in offers if offer.peer == self.offers.me}
+        known = sorted({way for way in ways.values() if way is not None}, key=repr)
+        most = max(known, key=lambda way: (way in mine, len(served(way))), default=None)
+        others = "nodes do not say how they compute"
+        if most is not None:
+            lacking = frozenset(range(model.config.n_blocks + 2)) - served(most)
+            others = self._others(model, lacking, dict.fromkeys(lacking, most))
+        return (
+            f"no exact route for model {model.name}: {others}; "
+            "ask without --exact, or give all nodes the same quant and dtype"
+        )
+
+    def inexact_only(self, model: LocalModel, exactly: Line | None) -> str:
+        """Who serves what nobody serves `exactly` so, and why that does not count; empty if nobody does."""
+        return "" if exactly is None else self._others(model, self.missing_units(model, exactly), exactly)
+
+    def _others(self, model: LocalModel, lacking: Collection[int], wanted: Line) -> str:
+        said = []
+        for offer in self._usable(model, None):
+            units = sorted(set(offer.span.units()) & set(lacking))
+            way = self.offers.way(model, offer.peer, offer.span)
+            should = wanted.get(units[0]) if units else None
+            if way is not None and should is not None and way != should:
+                blocks = format_units(units, model.config.n_blocks)
+                said.append(f"{self.names.of(offer.peer)} has {blocks} with {difference(way, should)}")
+        return "; ".join(dict.fromkeys(said))
+
     def missing_units(self, model: LocalModel, exactly: Line | None = None) -> frozenset[int]:
         """What nobody reachable serves now, or not `exactly` so."""
         return missing_units(self._usable(model, exactly), model.config.n_blocks)
@@ -172,3 +244,8 @@ class Navigator:
         conflict = self.offers.manifests.conflict(model.name, nodes)
         if conflict is not None:
             raise ManifestMismatch(conflict_text(model.name, conflict, self.names.of))
+
+
+def _is_exact(driver: SessionDriver) -> bool:
+    """Whether what the session's hops hold would give an exact answer."""
+    return alike(driver.line) and driver.lineage.pure

@@ -99,6 +99,8 @@ class Recovery:
         names = sorted({self._had[unit] for unit in lost if unit in self._had})
         had = f"{', '.join(names)} had them last" if names else "nobody had them"
         exactly = " exactly as before" if self.driver.exactly is not None else ""
+        others = self.navigator.inexact_only(self.model, self.driver.exactly)
+        had += f"; {others}" if others else ""
         text = f"{error.message}{exactly} within {self.recover_s:g} s; {had}; it began with {first.message}"
         return BlocksMissing(text, **error.data)
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
+from dgnd.exactness import Way
 from dgnd.wire.digest import PrefixDigests
 from dgnd.wire.messages import Frame, History, HopKey, Sampling, StepFrame
 
@@ -42,6 +43,7 @@ class RouteHop:
     peer: str
     span: Span
     relayed: bool = False  #: the edge from this hop to the next goes through the origin
+    way: Way | None = None  #: how it computes, as its node said when it was opened
 
 
 class OriginSession:

@@ -158,6 +158,7 @@ class _Trial:
                     seed=sampling.seed,
                     presence_penalty=sampling.presence_penalty,
                     top_p=sampling.top_p,
+                    exact=rng.random() < 0.5,
                 )
                 return params, right
 

@@ -265,7 +265,11 @@ class SimCluster:
         return next(name for name, node in self.nodes.items() if node.me == peer)
 
     async def ask(
-        self, origin: str, params: api.GenerateParams, on_tokens: Callable[[int], None] = lambda _: None
+        self,
+        origin: str,
+        params: api.GenerateParams,
+        on_tokens: Callable[[int], None] = lambda _: None,
+        cancelled: trio.Event | None = None,
     ) -> api.GenerateResult:
         """One answer; `on_tokens` is told how many have come. Raises what the engine raises."""
         node = self.nodes[origin].node
@@ -279,4 +283,4 @@ class SimCluster:
             if ids:
                 on_tokens(came)
 
-        return await node.engine.generate(params, delta, trio.Event())
+        return await node.engine.generate(params, delta, trio.Event() if cancelled is None else cancelled)
