@@ -148,7 +148,7 @@ def test_a_stock_host_says_hello_over_its_own_noise_and_yamux() -> None:
                     await streams[0].write(hello)
                 nursery.start_soon(read)
                 await until(lambda: got)
-                assert got[0].message == node.hello()
+                assert got[0].message == node.network.hello()
                 if other.peer_id < node.id:
                     await streams[0].write(hello)
                 await until(lambda: node.network.is_up(other.peer_id))

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import Manifest, Progress, assemble, digest_tensors, present_tensors
 from dgn_backends.weights import ModelFiles, Shape, file_identity, has_weights, span_tensors, whole_model
+from dgn_backends.whole_file import write_whole
 
 _FORMAT = 2
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
@@ -133,14 +133,7 @@ def _write_cache(path: Path, known: Mapping[str, tuple[list[int], dict[str, str]
     """Replaces the cache at once, so that a reader or a crash never sees half of it."""
     files = {name: {"identity": identity, "tensors": tensors} for name, (identity, tensors) in known.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump({"format": _FORMAT, "files": files}, file)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps({"format": _FORMAT, "files": files}).encode())
 
 
 def _lower_priority() -> None:

@@ -60,6 +60,7 @@ from dgnd.workshop import Workshop, WorkshopHandlers
 log = logging.getLogger("dgnd")
 
 SWEEP_S = 5.0
+LAST_SEEN_FILE = "addresses.json"
 #: For the last words to clients and peers when the node stops.
 FAREWELL_S = 0.3
 REAL = NodeParts()
@@ -95,7 +96,12 @@ class Node:
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)
         self.network = parts.network(
             who.identity,
-            NetworkSettings(listen=config.node.listen, name=who.name, software=f"dgn/{who.version}"),
+            NetworkSettings(
+                listen=config.node.listen,
+                name=who.name,
+                software=f"dgn/{who.version}",
+                last_seen=config.node.state_dir / LAST_SEEN_FILE,
+            ),
             NetworkHandlers(
                 hello=self.offers.hello, on_frame=self._on_frame, on_up=self._on_up, on_down=self._on_down
             ),

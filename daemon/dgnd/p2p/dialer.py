@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
-from dgnd.errors import PeerError, PeerGone, PeerRefused
+from dgnd.errors import IdentityMismatch, PeerError, PeerGone, PeerRefused
 from dgnd.p2p import addresses
 from dgnd.p2p.addresses import Endpoint, endpoint_of
 from dgnd.p2p.host import Connection, Host
+from dgnd.p2p.last_seen import LastSeen
 from dgnd.p2p.link import DUPLICATE, Link
 from dgnd.p2p.settings import Known, NetworkSettings
 
@@ -22,6 +23,9 @@ log = logging.getLogger("dgnd.p2p")
 
 _GROWTH = 1.7
 _OTHER_S = 2.0
+#: Before the next address of a peer is tried too: one that is gone swallows what is sent to it for many
+#: seconds.
+_STAGGER_S = 0.5
 
 
 class Backoff:
@@ -68,7 +72,8 @@ def refused_line(name: str, local_host: str, listening: list[Endpoint], me: str)
 class Dialer:
     """Keeps one task for each peer that is to be kept connected.
 
-    `links` are the connections in use, by peer; `start` makes a link of a new one and runs it.
+    `links` are the connections in use, by peer; `start` makes a link of a new one and runs it; `last_seen`
+    knows of further addresses than the peers' own.
     """
 
     def __init__(
@@ -78,12 +83,14 @@ class Dialer:
         me: str,
         links: Mapping[str, Link],
         start: Callable[[Connection], Link],
+        last_seen: LastSeen,
     ) -> None:
         self._host = host
         self._settings = settings
         self._me = me
         self._links = links
         self._start = start
+        self._last_seen = last_seen
         self._keepers: dict[str, trio.CancelScope] = {}
         self._listening: list[Endpoint] = []
         self._nursery: trio.Nursery | None = None
@@ -120,9 +127,13 @@ class Dialer:
                     await link.ended.wait()
                     if link.was_up and trio.current_time() - begun > self._settings.gone_s:
                         backoff.reset()
-                elif known.addrs:
+                elif known.addrs or self._last_seen.of(known.id):
                     try:
-                        await self.dial(known, [addresses.parse(text)[0] for text in known.addrs])
+                        await self.dial(
+                            known,
+                            [addresses.parse(text)[0] for text in known.addrs],
+                            self._last_seen.of(known.id),
+                        )
                         continue
                     except PeerError as error:
                         log.debug("%s: %s", known.name, error.message)
@@ -130,20 +141,43 @@ class Dialer:
                     known.detail = "waiting for it to connect: its addresses are not known here"
                 await trio.sleep(backoff.next())
 
-    async def dial(self, known: Known, endpoints: list[Endpoint]) -> None:
-        """Connects by the first endpoint that works; returns after Hello.
+    async def dial(self, known: Known, endpoints: list[Endpoint], seen_at: Sequence[Endpoint] = ()) -> None:
+        """Connects by the first endpoint that works, in their order, those where it was only `seen_at` last;
+        returns after Hello.
 
-        Raises the PeerError that says most: of a peer that answered before that of an address that did not.
+        One that does not answer soon is not waited for before the next is tried. Raises the PeerError that
+        says most: of a peer that answered before that of an address that did not.
         """
-        most: PeerError = PeerGone(f"{known.name} has no address", peer=known.id)
-        for endpoint in endpoints:
+        errors: dict[Endpoint, PeerError] = {}
+        connected = False
+
+        async def attempt(endpoint: Endpoint, over: trio.Event) -> None:
+            nonlocal connected
             try:
-                return await self._dial_endpoint(known, endpoint)
+                await self._dial_endpoint(known, endpoint)
+                connected = True
             except PeerError as error:
-                if self._is_up(known):
-                    return None
-                if type(most) is PeerGone:
-                    most = error
+                errors[endpoint] = error
+                connected = connected or self._is_up(known)
+                if isinstance(error, IdentityMismatch) and endpoint in seen_at:
+                    self._last_seen.forget(known.id, endpoint)  # somebody else has the address now
+            over.set()
+            if connected:
+                nursery.cancel_scope.cancel()
+
+        every = dict.fromkeys((*endpoints, *seen_at))
+        async with trio.open_nursery() as nursery:
+            for endpoint in every:
+                over = trio.Event()
+                nursery.start_soon(attempt, endpoint, over)
+                with trio.move_on_after(_STAGGER_S):
+                    await over.wait()
+        if connected:
+            return
+        most: PeerError = PeerGone(f"{known.name} has no address", peer=known.id)
+        for endpoint in endpoints or every:
+            if type(most) is PeerGone:
+                most = errors[endpoint]
         known.state = "refused" if isinstance(most, PeerRefused) else "unreachable"
         known.detail = most.message
         raise most

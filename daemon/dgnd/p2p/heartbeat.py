@@ -6,6 +6,7 @@ Knows the connection only as "when did bytes last come" and "send this ping".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import trio
@@ -70,24 +71,28 @@ class Heartbeat:
         return False
 
     async def watch(self, is_up: Callable[[], bool]) -> str:
-        """Returns, with the reason, when nothing has come for too long or the greeting takes too long."""
+        """Returns, with the reason, when nothing has come for too long or the greeting takes too long.
+
+        Time is counted in ticks here, too: of a while for which this process stood still itself (stopped,
+        suspended) no more than one counts, since what came meanwhile is not read yet.
+        """
         silence, greeting = self._settings.gone_s, self._settings.handshake_s
         tick = min(self._settings.ping_s, silence / 6)
-        begun = last_tick = last_ping = trio.current_time()
-        greeted = False
-        forgiven = begun
+        seen = self._received()
+        silent = unpinged = ungreeted = 0.0
         while True:
             await trio.sleep(tick)
-            now = trio.current_time()
-            if now - last_tick > tick + silence / 2:
-                # This process itself stood still (stopped, suspended): what came meanwhile is not read yet.
-                forgiven = now
-            last_tick = now
-            greeted = greeted or is_up()
-            if now - max(self._received(), forgiven) > silence:
+            received = self._received()
+            silent = silent + tick if received == seen else min(trio.current_time() - received, tick)
+            seen = received
+            if silent > silence:
                 return f"no sign of life for {silence:g} s"
-            if not greeted and now - begun > greeting:
+            if is_up():
+                ungreeted = -math.inf
+            ungreeted += tick
+            if ungreeted > greeting:
                 return f"no Hello within {greeting:g} s"
-            if greeted and now - last_ping >= self._settings.ping_s:
-                last_ping = now
+            unpinged += tick
+            if is_up() and unpinged >= self._settings.ping_s:
+                unpinged = 0.0
                 self.ping()

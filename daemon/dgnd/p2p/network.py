@@ -11,14 +11,16 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
 from dgnd.errors import BadRequest, IdentityMismatch, NotFound, PeerGone
 from dgnd.identity import Identity
 from dgnd.p2p import addresses
-from dgnd.p2p.addresses import Endpoint
+from dgnd.p2p.addresses import Endpoint, endpoint_of
 from dgnd.p2p.dialer import Dialer
 from dgnd.p2p.host import Connection, Host
+from dgnd.p2p.last_seen import PER_PEER, LastSeen
 from dgnd.p2p.link import Link
 from dgnd.p2p.logs import quieten_libraries
 from dgnd.p2p.refusals import Refusals
@@ -46,7 +48,8 @@ class PeerNetwork:
         self._known: dict[str, Known] = {}
         self._links: dict[str, Link] = {}  # the one of each peer that was chosen
         self._open: dict[str, int] = {}
-        self._dialer = Dialer(self._host, settings, self._me, self._links, self._start)
+        self._last_seen = LastSeen(settings.last_seen)
+        self._dialer = Dialer(self._host, settings, self._me, self._links, self._start, self._last_seen)
         self._refusals = Refusals()
         self._listening: list[Endpoint] = []
         self._nursery: trio.Nursery | None = None
@@ -64,6 +67,7 @@ class PeerNetwork:
                 self._dialer.started(nursery, self._listening)
                 for known in self._known.values():
                     self._dialer.keep(known)
+                nursery.start_soon(self._last_seen.keep)
                 nursery.start_soon(self._host.serve, self._accepted)
                 for address in self.listen_addrs():
                     log.info("listening on %s", address)
@@ -99,6 +103,7 @@ class PeerNetwork:
     def disallow(self, peer_id: str) -> None:
         """Lets a peer in no more, and closes its connection."""
         if self._known.pop(peer_id, None) is not None:
+            self._last_seen.forget(peer_id)
             self._let_go(peer_id, "not allowed any more")
 
     async def connect(self, multiaddr: str) -> str:
@@ -234,7 +239,7 @@ class PeerNetwork:
 
     def announce(self) -> None:
         """What Hello says has changed: tells every connected peer."""
-        now = self._handlers.hello()
+        now = self.hello()
         for link in self._links.values():
             if link.is_up:
                 link.say(Offers(offers=now.offers, peers=now.peers))
@@ -243,7 +248,8 @@ class PeerNetwork:
 
     def hello(self) -> Hello:
         """What this node says of itself now."""
-        return self._handlers.hello()
+        ports = tuple(dict.fromkeys(bound.port for bound in self._listening))
+        return msgspec.structs.replace(self._handlers.hello(), ports=ports)
 
     def admits(self, link: Link) -> bool:
         """Whether the peer may still connect."""
@@ -272,6 +278,7 @@ class PeerNetwork:
             known.hello, known.state, known.detail = link.hello, "connected", ""
             known.came_up.set()
             known.came_up = trio.Event()
+            self._last_seen.note(link.peer_id, _dialable(link))
         how = "dialled" if link.connection.dialled else "accepted"
         log.info("%s is connected (%s, %s)", self._name(link), how, link.connection.remote)
         try:
@@ -325,3 +332,12 @@ class PeerNetwork:
             self._open[link.peer_id] -= 1
             if not self._open[link.peer_id]:
                 del self._open[link.peer_id]
+
+
+def _dialable(link: Link) -> list[Endpoint]:
+    """Where the peer of a connection can be dialled: there, or at the ports that it says to listen on."""
+    remote = link.connection.remote
+    if link.connection.dialled:
+        return [remote]
+    ports = link.hello.ports if link.hello is not None else ()
+    return [endpoint_of(remote.host, port) for port in ports[:PER_PEER] if 0 < port < 1 << 16]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import trio
@@ -28,6 +29,7 @@ class NetworkSettings:
     first_delay_s: float = 0.2  #: before the first reconnect
     last_delay_s: float = 15.0
     goodbye_s: float = 0.5  #: to tell every peer, at the end
+    last_seen: Path | None = None  #: the file that keeps where peers were last seen
     limits: Limits = DEFAULT_LIMITS
 
 

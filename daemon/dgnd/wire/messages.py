@@ -61,6 +61,7 @@ class Hello(Message, tag="hello", frozen=True):
     name: str
     offers: tuple[ModelOffer, ...] = ()
     peers: tuple[str, ...] = ()  #: peer ids with a live, mutually accepted connection
+    ports: tuple[int, ...] = ()  #: of TCP, that the sender listens on
 
 
 class Offers(Message, tag="offers", frozen=True):
