@@ -10,10 +10,11 @@ import pytest
 import trio
 from sim.cluster import EVERYTHING, Log, SimCluster, read_once, tiny_model
 from sim.determinism import run_seeded
+from sim.net import Fault, untouched
 from sim.oracle import right_ids
 
 from dgnd.control import api
-from dgnd.wire.messages import Sampling
+from dgnd.wire.messages import Frame, Sampling, StepFrame
 
 PROMPT = [7, 100, 31, 8]
 
@@ -75,3 +76,83 @@ def test_an_answer_cancelled_while_its_route_is_laid_leaves_a_session_that_goes_
             cancelled = trio.Event()
 
     simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+def refuse_to_open(cluster: SimCluster, names: str) -> None:
+    """Nobody of `names` has room for a further session, from now on."""
+    for name in names:
+        node = cluster.nodes[name].node
+        assert node is not None
+        node.hops.set_limits(0, 1 << 20)
+
+
+async def ask_while(
+    cluster: SimCluster, count: int, strike: Callable[[], None], **fields: object
+) -> api.GenerateResult:
+    """An answer, with a strike in its middle."""
+    return await cluster.ask("a", asked(count, **fields), lambda came: strike() if came == 8 else None)
+
+
+@pytest.mark.parametrize("how", ["start", "kill", "drain"])
+def test_who_has_no_room_is_passed_over_for_a_third(model: Path, how: str) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        full, third = sorted({"b", "c", "d"} - {first})
+
+        def strike() -> None:
+            if how == "kill":
+                cluster.kill(first, "eof", back_s=100)
+            elif how == "drain":
+                cluster.drain(first)
+
+        if how == "start":
+            cluster.node("a").engine.clear(None)
+            refuse_to_open(cluster, first + full)
+        else:
+            refuse_to_open(cluster, full)
+        begun = trio.current_time()
+        result = await ask_while(cluster, 30, strike, session="s")
+        assert result.token_ids == right
+        assert [hop.name for hop in result.route] == [third]
+        assert trio.current_time() - begun < 2
+        if how == "drain":
+            assert (await cluster.node(first).drain.finished()).ended == 0
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING, "d": EVERYTHING}, work)
+
+
+def test_who_leaves_goes_on_where_its_replacement_fails(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+    layout = {"a": "embed", "b": "0-3,head", "c": "0-3,head"}
+
+    async def work(cluster: SimCluster) -> None:
+        first = (await cluster.ask("a", asked(3))).route[-1].name
+        other = "c" if first == "b" else "b"
+
+        def full() -> None:
+            refuse_to_open(cluster, other)
+            cluster.drain(first)
+
+        def fails_while_it_is_filled() -> None:
+            cluster.node(other).hops.set_limits(64, 1 << 20)
+            cluster.drain(first)
+            cluster.net.tamper = strike_at_replay
+
+        def strike_at_replay(sender: str, receiver: str, frame: Frame) -> Fault | None:
+            if isinstance(frame.message, StepFrame) and cluster.name_of(receiver) == other:
+                cluster.net.tamper = untouched
+                cluster.kill_worker(other)
+            return None
+
+        for strike in (full, fails_while_it_is_filled):
+            result = await ask_while(cluster, 30, strike)
+            assert result.token_ids == right
+            assert result.route[-1].name == first  # it had it all the time
+            assert (await cluster.node(first).drain.finished()).ended == 0
+            assert not any(node.hops.hops for node in map(cluster.node, layout))
+            cluster.node(first).drain.undo()
+            await cluster.all_ready()
+
+    simulate(model, layout, work)

@@ -21,6 +21,7 @@ from dgnd.errors import (
     PeerGone,
     ProtocolError,
     StaleState,
+    TicketRefused,
     WorkerDied,
     WorkerSilent,
     error_from,
@@ -56,6 +57,10 @@ MAX_WAITING = 1024
 MAX_CHUNK = 128
 
 
+#: After such a report the hop is of no use to the session any more.
+_ENDS = (WorkerDied, StaleState, TicketRefused, LimitError)
+
+
 class SessionDriver:
     """One session's conversation with its hops. At most one of its coroutines runs at a time."""
 
@@ -68,6 +73,7 @@ class SessionDriver:
         self.exact = False  #: the answer has to be exact
         self.exactly: Line | None = None  #: how further hops of this answer must compute, where it matters
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
+        self.reserve: list[RouteHop] = []  #: of those, what the next route does without, until it is laid
         self.host = host
         self.lease_s = lease_s
         self._laid = False
@@ -80,10 +86,13 @@ class SessionDriver:
         """A frame for this session; one that does not come from the hop it speaks of is dropped."""
         message = frame.message
         key = getattr(message, "key", None)
-        hop = next((h for h in self.session.route if isinstance(key, HopKey) and h.hop == key.hop), None)
+        hop = next((h for h in self.hops if isinstance(key, HopKey) and h.hop == key.hop), None)
         if hop is None:
             return
-        if isinstance(message, StepFrame):
+        if hop in self.reserve:
+            if sender == hop.peer and isinstance(message, CloseHop | Failure):
+                self.dead.add(hop.hop)
+        elif isinstance(message, StepFrame):
             self._relay(sender, hop, frame)
         elif isinstance(message, Failure) and self._may_report(sender, hop):
             if message.kind == Draining.kind and message.tag != "open" and sender == hop.peer:
@@ -105,8 +114,10 @@ class SessionDriver:
     def _failed(self, hop: RouteHop, message: Failure) -> None:
         """What a hop reported, or what its predecessor says of it."""
         error = self._reported(hop, message)
-        if isinstance(error, WorkerDied | StaleState) and not isinstance(error, NotYet):
+        if isinstance(error, _ENDS) and not isinstance(error, NotYet):
             self.dead.add(hop.hop)
+        if isinstance(error, LimitError) or hop.hop not in self.sound:
+            self.host.pass_over(hop.peer, self.session.model)
         if isinstance(error, WorkerSilent):
             self.host.suspect(hop.peer)
         self.fail(error)
@@ -119,8 +130,8 @@ class SessionDriver:
 
     def peer_down(self, peer: str, why: str) -> None:
         """A peer is gone; it matters if it is on the route."""
+        self.dead.update(hop.hop for hop in self.hops if hop.peer == peer)
         gone = [hop for hop in self.session.route if hop.peer == peer]
-        self.dead.update(hop.hop for hop in gone)
         if gone:
             self.fail(PeerGone(f"{self.place(gone[0])}: {why}", peer=peer, span=str(gone[0].span)))
 
@@ -156,6 +167,11 @@ class SessionDriver:
     # --- the route
 
     @property
+    def hops(self) -> list[RouteHop]:
+        """All that are open as far as is known: those of the route, and those in reserve."""
+        return [*self.session.route, *self.reserve]
+
+    @property
     def line(self) -> Line:
         """How each unit of the model is computed on the route."""
         return {unit: hop.way for hop in self.session.route for unit in hop.span.units()}
@@ -171,21 +187,37 @@ class SessionDriver:
         return bool(self.session.route) and not self._laid
 
     def begin_route(self, route: tuple[RouteHop, ...]) -> None:
-        """Takes other hops, which are to be opened; what came from the ones before no longer counts."""
+        """Takes other hops, which are to be opened; what came from the ones before no longer counts. Those
+        that are about to leave stay open in reserve, as they still have what the new ones lack."""
+        ids = {hop.hop for hop in route}
+        others, self.reserve = [hop for hop in self.hops if hop.hop not in ids], []
+        for hop in others:
+            if hop.hop in self.leaving & self.sound - self.dead:
+                self.reserve.append(hop)
+            else:
+                self.close_hop(hop)
         self.broken, self._laid = None, False
         self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
         self.session.set_route(route)
-        self.dead &= {hop.hop for hop in route}
-        self.leaving &= {hop.hop for hop in route}
+        known = {hop.hop for hop in self.hops}
+        self.dead &= known
+        self.leaving &= known
 
     def end_route(self, common: int, fresh: Collection[int], window: int) -> None:
         """All hops are open and hold `common` positions, those with the units `fresh` since now. `window`:
         steps that may be under way."""
         session = self.session
+        self._give_up_reserve()
         session.resume(common, window, new=len(fresh) == len(self.line))
         self.lineage.through(self.line, fresh, common)
         self.sound = {hop.hop for hop in session.route}
         self._laid = True
+
+    def _give_up_reserve(self) -> None:
+        for hop in self.reserve:
+            self.close_hop(hop)
+            self.leaving.discard(hop.hop)
+        self.reserve.clear()
 
     def note_rooms(self, opened: Mapping[int, HopOpened]) -> None:
         """Remembers which of the hops just opened can hold least."""
@@ -217,6 +249,7 @@ class SessionDriver:
 
     def close(self) -> None:
         """Frees the hops, wherever they are; those that are gone don't mind."""
+        self._give_up_reserve()
         for hop in self.session.route:
             self.close_hop(hop)
         self.session.drop_route()

@@ -20,6 +20,7 @@ class DriverHost:
     peer_name: Callable[[str], str]
     is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
     suspect: Callable[[str], None]  #: a peer does not answer
+    pass_over: Callable[[str, str], None]  #: a peer could not take a session of a model
     nudge: Callable[[str], None]  #: a peer is waited for: it is gone if it gives no sign of life
     hop_ids: Iterator[int]  #: never repeats
 

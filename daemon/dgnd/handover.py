@@ -30,6 +30,6 @@ def hand_over(conversation: Conversation, navigator: Navigator) -> None:
         return
     if not conversation.busy:
         driver.let_go()
-    elif driver.broken is None and navigator.can_spare(driver, conversation.model):
+    elif driver.usable and navigator.can_spare(driver, conversation.model):
         places = ", ".join(driver.place(hop) for hop in driver.session.route if hop.hop in driver.leaving)
         driver.fail(Draining(f"{places} is about to leave"))

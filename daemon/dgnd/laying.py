@@ -9,7 +9,8 @@ Where nothing stays, that is the opening of a session; where a hop died, it is i
     3. Each gap of new hops is filled up to there: its predecessor sends again what it journalled, chunk by
        chunk; before the first hop, the origin does so from the token ids. The last new hop of a gap keeps
        the results to itself, as the hop after it has them.
-    4. The steps after that are sent on a new branch, which truncates whoever has more.
+    4. The steps after that are sent on a new branch, which truncates whoever has more. Hops that were about
+       to leave are closed now: had it failed, they could have gone on.
 
 Knows nothing of how a route is chosen.
 """
@@ -56,7 +57,6 @@ async def lay_route(
     Raises the first error that a hop reports, or PeerError after OPEN_TIMEOUT_S. What was opened is known to
     the driver then, so that the next attempt can build on it or close it.
     """
-    before = driver.session.route
     relayed = [edge.relayed for edge in edges] + [False]
     ids = driver.host.hop_ids
     route = tuple(
@@ -64,9 +64,6 @@ async def lay_route(
         for hop, relay, way in zip(line, relayed, ways, strict=True)
     )
     stay = {hop.hop for hop in line if isinstance(hop, RouteHop)}
-    for hop in before:
-        if hop.hop not in stay:
-            driver.close_hop(hop)
     driver.begin_route(route)
     for index, hop in enumerate(route):
         ticket = _ticket(driver, model, index, stay)

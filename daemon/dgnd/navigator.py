@@ -16,6 +16,7 @@ from dgnd.errors import (
     BlocksMissing,
     DgnError,
     Inexact,
+    LimitError,
     ManifestMismatch,
     ModelError,
     NotReady,
@@ -50,6 +51,7 @@ class Navigator:
         if driver.usable and (not driver.exact or _is_exact(driver)):
             return
         deadline = trio.current_time() + wait_s
+        tries = len(self.offers.heard)
         while True:
             try:
                 await self.open(driver, model)
@@ -57,6 +59,11 @@ class Navigator:
             except (NotReady, StaleState, Inexact):
                 if trio.current_time() >= deadline:
                     raise
+            except LimitError:  # who has no room is passed over
+                if tries <= 0 or not self.can_spare(driver, model):
+                    raise
+                tries -= 1
+                continue
             await trio.sleep(_POLL_S)
 
     async def open(self, driver: SessionDriver, model: LocalModel) -> None:
@@ -95,35 +102,48 @@ class Navigator:
         self, driver: SessionDriver, model: LocalModel, exactly: Line | None
     ) -> tuple[Hop | RouteHop, ...]:
         """The same where new hops have to compute `exactly` so."""
-        try:
-            return self._mended(driver, model, exactly, leaving=False)
-        except NotReady:
-            if not driver.leaving:
-                raise
-        # Nobody else has it: what leaves stays as long as it can.
-        return self._mended(driver, model, exactly, leaving=True)
+        if driver.leaving:
+            try:
+                return self._mended(driver, model, exactly, leaving=False, anybody=False)
+            except NotReady:
+                pass
+            try:  # nobody else has it: what leaves stays as long as it can
+                return self._mended(driver, model, exactly, leaving=True)
+            except NotReady:
+                pass
+        return self._mended(driver, model, exactly, leaving=False)
 
     def can_spare(self, driver: SessionDriver, model: LocalModel) -> bool:
-        """Whether others can take the place of the session's hops that are about to leave."""
+        """Whether others can take the place of the session's hops that are lost or about to leave, without
+        those that are passed over."""
         try:
-            self._mended(driver, model, driver.exactly, leaving=False)
+            self._mended(driver, model, driver.exactly, leaving=False, anybody=False)
         except DgnError:
             return False
         return True
 
     def _mended(
-        self, driver: SessionDriver, model: LocalModel, exactly: Line | None, *, leaving: bool
+        self,
+        driver: SessionDriver,
+        model: LocalModel,
+        exactly: Line | None,
+        *,
+        leaving: bool,
+        anybody: bool = True,
     ) -> tuple[Hop | RouteHop, ...]:
-        """The hops that live, with others in the gaps; `leaving`: with those that are about to leave."""
+        """The hops that live, with others in the gaps; `leaving`: with those that are about to leave.
+        `anybody`: also with those that are passed over, where nobody else has the blocks."""
         staying = [
             hop
-            for hop in driver.session.route
+            for hop in driver.hops
             if self._lives(driver, model, hop) and (leaving or hop.hop not in driver.leaving)
         ]
         if not staying:
-            return self.find(model, driver.session.id, exactly=exactly)
+            return self.find(model, driver.session.id, exactly=exactly, anybody=anybody)
+        staying.sort(key=lambda hop: hop.span.units()[0])
         self._refuse_conflict(model, [hop.peer for hop in staying])
-        offers = self._usable(model, exactly)
+        held = {unit for hop in staying for unit in hop.span.units()}
+        offers = self._usable(model, exactly, held, anybody=anybody)
         return mended_line(self.asked(model, driver.session.id), staying, offers)
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
@@ -134,17 +154,24 @@ class Navigator:
             and self.offers.way(model, hop.peer, hop.span) is not None
         )
 
-    def _usable(self, model: LocalModel, exactly: Line | None) -> list[Offer]:
-        """Offers of peers that answer, and compute `exactly` so; of peers that don't answer too, where some
-        block would be missing without them."""
+    def _usable(
+        self, model: LocalModel, exactly: Line | None, held: Collection[int] = (), *, anybody: bool = True
+    ) -> list[Offer]:
+        """Offers of peers that answer and have room, and compute `exactly` so; with `anybody`, of the others
+        too where some block would be missing without them, beside those that are `held`."""
         offers = [
             offer
             for offer in self.offers.offers(model)
             for way in [self.offers.way(model, offer.peer, offer.span)]
             if exactly is None or all(exactly[unit] == way for unit in offer.span.units())
         ]
-        trusted = [offer for offer in offers if offer.peer not in self.suspects]
-        return offers if missing_units(trusted, model.config.n_blocks) else trusted
+        trusted = [
+            offer
+            for offer in offers
+            if offer.peer not in self.suspects and not self.suspects.passed_over(offer.peer, model.name)
+        ]
+        lacking = missing_units(trusted, model.config.n_blocks) - set(held)
+        return offers if anybody and lacking else trusted
 
     def asked(self, model: LocalModel, session: str = "", positions: int = 0) -> Asked:
         """What a route for a session of so many positions is searched for, with what is known of links
@@ -161,15 +188,19 @@ class Navigator:
         positions: int = 0,
         avoid: Collection[str] = (),
         exactly: Line | None = None,
+        *,
+        anybody: bool = True,
     ) -> tuple[Hop, ...]:
-        """The best route now for a session of so many positions, without the peers in `avoid`. Raises
-        ModelError, BackendUnavailable, NotReady, BlocksMissing or ManifestMismatch."""
+        """The best route now for a session of so many positions, without the peers in `avoid`; `anybody` as
+        in `_usable`. Raises ModelError, BackendUnavailable, NotReady, BlocksMissing or ManifestMismatch."""
         if model.problem:
             raise ModelError(model.problem)
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(self.asked(model, session, positions), self._usable(model, exactly), avoid)
+            route = find_route(
+                self.asked(model, session, positions), self._usable(model, exactly, anybody=anybody), avoid
+            )
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker

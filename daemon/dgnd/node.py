@@ -125,6 +125,7 @@ class Node:
             peer_name=self.names.of,
             is_up=self._is_up,
             suspect=self.suspects.add,
+            pass_over=self.suspects.pass_over,
             nudge=self.network.nudge,
             hop_ids=hop_ids(),
         )

@@ -16,6 +16,8 @@ from dgnd.errors import (
     BlocksMissing,
     DgnError,
     Draining,
+    LimitError,
+    NoRoomNow,
     NotReady,
     PeerError,
     PeerGone,
@@ -30,7 +32,9 @@ from dgnd.navigator import Navigator
 log = logging.getLogger("dgnd.recovery")
 
 _POLL_S = 0.05
-_MENDABLE = (PeerGone, WorkerDied, StaleState, NotReady, TicketRefused)
+#: The same where somebody has no room: what is computed again to try is in the way of those who have it.
+_FULL_POLL_S = 1.0
+_MENDABLE = (PeerGone, WorkerDied, StaleState, NotReady, TicketRefused, LimitError)
 #: Workers that may die over the same step before it is taken for the cause.
 DEATHS = 2
 
@@ -51,7 +55,7 @@ class Recovery:
         """Lays the route anew after `error`; the tokens so far stand. Raises `error` itself where nobody
         else could do better, StepCrashesBackend, or BlocksMissing with who had them last."""
         handed_over = isinstance(error, Draining)  # what it lost is still there: that needs nobody's patience
-        if not is_mendable(error) or (self.recover_s <= 0 and not handed_over):
+        if not is_mendable(error) or self._never_fits(error) or (self.recover_s <= 0 and not handed_over):
             raise error
         first = error
         deadline = trio.current_time() + self.recover_s
@@ -61,9 +65,9 @@ class Recovery:
             try:
                 await self.navigator.open(self.driver, self.model)
             except DgnError as again:
-                if not is_mendable(again):
+                if not is_mendable(again) or self._never_fits(again):
                     raise
-                if trio.current_time() >= deadline:
+                if trio.current_time() >= deadline and not self.driver.reserve:
                     raise self._given_up(again, first) from again
                 error = again
             else:
@@ -74,7 +78,13 @@ class Recovery:
                     error.message,
                 )
                 return
-            await trio.sleep(_POLL_S)
+            full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)
+            await trio.sleep(_FULL_POLL_S if full else _POLL_S)
+
+    def _never_fits(self, error: DgnError) -> bool:
+        """Whether it has no room where it runs, will have none, and nobody else serves."""
+        never = isinstance(error, LimitError) and not isinstance(error, NoRoomNow)
+        return never and not self.navigator.can_spare(self.driver, self.model)
 
     def _note(self, error: DgnError) -> None:
         """Remembers who had what, and how often a worker died computing this step. From now on the step is
@@ -93,6 +103,8 @@ class Recovery:
                 )
 
     def _given_up(self, error: DgnError, first: DgnError) -> DgnError:
+        if isinstance(error, LimitError):
+            return error  # with the numbers
         if not isinstance(error, BlocksMissing):
             return first  # what came after it is its consequence: a worker that is not back yet, say
         lost = self.navigator.missing_units(self.model, self.driver.exactly)

@@ -229,6 +229,17 @@ class SimCluster:
         self.net.cut(*ids, True)
         self._later(for_s, lambda: self.net.cut(*ids, False))
 
+    def node(self, name: str) -> Node:
+        """A node that runs."""
+        node = self.nodes[name].node
+        assert node is not None
+        return node
+
+    def drain(self, name: str) -> None:
+        """It is told to leave, and stays until it is killed."""
+        self.log.note("drain", name)
+        self.node(name).drain.begin()
+
     def _later(self, after_s: float | None, what: Callable[[], None]) -> None:
         async def wait() -> None:
             await trio.sleep(self.rng.uniform(*BACK_S) if after_s is None else after_s)
