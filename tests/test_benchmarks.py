@@ -145,3 +145,12 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "startup.py",
     ]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []
+
+
+def test_wire_quality() -> None:
+    figures = _figures("wire_quality.py")
+    assert "dgn-demo" in figures["effects"]
+    for found in figures["effects"].values():
+        assert found["ids"] > 0
+        assert all(0.97 < edge["ratio"] < 1.03 and edge["other"] < 0.1 for edge in found["edges"].values())
+    assert all(0.5 < cost["over_bf16"] < 0.54 for cost in figures["costs"].values())

@@ -18,6 +18,7 @@ from dgnd.errors import JournalGone
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.journal import ENTRY_BYTES, JournalBook
+from dgnd.wire import q8
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.digest import PrefixDigests
 from dgnd.wire.messages import (
@@ -747,6 +748,36 @@ def test_a_replay_sends_the_journal_to_the_next_hop_in_one_piece() -> None:
     assert frame.payload is not None
     both = np.concatenate([hidden(2).to_f32()] * 2)
     np.testing.assert_array_equal(frame.payload.to_f32(), both)
+
+
+def test_what_goes_in_q8_is_journalled_and_sent_again_so_whatever_way_it_came() -> None:
+    node = Node()
+    node.opened(wire="q8")
+    sent = q8.encode(hidden(2))
+    node.hears(BEFORE, a_step(KEY), sent)
+    work = node.work[-1].payload
+    assert work is not None  # the worker knows nothing of it
+    np.testing.assert_array_equal(work.to_numpy(), q8.decode(sent).to_numpy())
+    assert work.dtype == "f32"
+    node.computed(a_step(KEY), hidden(2))
+    first = node.posted[-1][1].payload
+    rerouted(node, next=OTHER.peer_id, next_hop=11, wire="q8")
+    node.computed(HopLength(key=KEY, branch=0, length=2))
+    node.hears(ORIGIN, Replay(key=KEY, branch=0, route=2, start=0, stop=2))
+    again = node.posted[-1][1].payload
+    assert first is not None
+    assert again is not None
+    assert (first.dtype, bytes(first.data)) == (again.dtype, bytes(again.data)) == ("q8", bytes(sent.data))
+    news = node.hears(ORIGIN, sign_ticket(a_ticket(route=3), ORIGIN))
+    only_failure(news, ORIGIN, "ticket_refused", "sends its results as q8")
+
+
+def test_results_that_are_not_finite_are_the_fault_of_who_computed_them() -> None:
+    node = Node()
+    node.opened(wire="q8")
+    node.hears(BEFORE, a_step(KEY), hidden(2))
+    bad = Tensor.from_f32(np.full((2, HIDDEN), np.inf, np.float32), "f32")
+    only_failure(node.computed(a_step(KEY), bad), ORIGIN, "non_finite", "1-2 of m", "not finite")
 
 
 def test_a_replay_of_an_earlier_route_is_late_and_one_of_what_is_gone_says_so() -> None:

@@ -151,6 +151,22 @@ def test_history_is_all_token_ids_on_a_new_branch() -> None:
     assert (after.branch, after.truncate_to, after.start) == (1, 3, 3)
 
 
+def test_where_states_go_in_q8_stays_whoever_takes_over() -> None:
+    hops = [RouteHop(n, peer, Span(n, n + 1)) for n, peer in enumerate("ppqr")]
+    session = OriginSession("o", "s", "m")
+    session.set_route(tuple(hops))
+    session.fix_wire("q8")
+    wires = [session.wire_after(hop) for hop in hops]
+    assert wires == ["plain", "q8", "q8", "plain"]  # p has two hops, and the last one has nobody after it
+    session.set_route(tuple(RouteHop(10 + n, peer, Span(n, n + 1)) for n, peer in enumerate("stss")))
+    session.fix_wire("plain")  # the configuration is another one by now
+    assert [session.wire_after(hop) for hop in session.route] == wires
+    session.drop_route()
+    session.set_route(tuple(hops))
+    session.fix_wire("plain")
+    assert [session.wire_after(hop) for hop in hops] == ["plain"] * 4
+
+
 def test_two_sessions_have_other_digests_for_the_same_ids() -> None:
     one, two = steps(opened([1, 2])), steps(opened([1, 2]))
     assert one[0].digest_end != two[0].digest_end

@@ -97,6 +97,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a long nonce": ({"nonce": b"x" * 33}, "a nonce of 33"),
     "no lease": ({"lease_s": 0.0}, "a lease of 0 s"),
     "a negative lease": ({"lease_s": -5.0}, "a lease of -5 s"),
+    "results in what nobody knows": ({"wire": "q3"}, "results as 'q3'; this node knows plain and q8"),
     "a long lease": ({"lease_s": MAX_LEASE_S + 1}, "a lease of 3601 s"),
     "an endless lease": ({"lease_s": float("inf")}, "lease_s"),
     "a lease that is no number": ({"lease_s": float("nan")}, "lease_s"),

@@ -391,6 +391,10 @@ BAD_STEPS: dict[str, tuple[dict[str, Any], Any, int, str]] = {
     "too few bytes": ({}, ["i32", [2]], 7, "has 8 bytes, the payload has 7"),
     "too many bytes": ({}, ["bf16", [2, 4]], 17, "has 16 bytes, the payload has 17"),
     "unknown dtype": ({}, ["f64", [2, 1]], 16, "unknown dtype 'f64'"),
+    "q8 of rank 1": ({}, ["q8", [2]], 8, "q8 is of hidden states [n, h], not of [2]"),
+    "q8 with a byte too few": ({}, ["q8", [2, 65]], 2 * (65 + 8) - 1, "has 146 bytes, the payload has 145"),
+    "q8 that overflows": ({}, ["q8", [2**20, 2**20]], 8, "has 1168231104512 bytes"),
+    "q8 of size 0": ({}, ["q8", [2, 0]], 0, "hidden states of size 0"),
     "rank 5": ({}, ["f32", [2, 1, 1, 1, 1]], 8, "rank 5"),
     "dimension negative": ({}, ["f32", [-2, -1]], 8, "dimension of -2"),
     "dimensions that overflow": ({}, ["f32", [2**62, 4]], 8, "dimension of"),
@@ -415,6 +419,12 @@ BAD_STEPS: dict[str, tuple[dict[str, Any], Any, int, str]] = {
 def test_a_step_that_no_sender_may_send(what: str) -> None:
     changes, tensor, size, expected = BAD_STEPS[what]
     assert expected in _refusal(_raw(_step(**changes), tensor, bytes(size)))
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("inf"), float("nan"), 3e38])
+def test_scales_of_q8_that_give_no_finite_numbers_are_refused(scale: float) -> None:
+    payload = bytes(65) + struct.pack("<ff", 1.0, scale)
+    assert "q8 with a scale" in _refusal(_raw(_step(), ["q8", [2, 65]], bytes(73) + payload))
 
 
 def test_a_payload_is_refused_before_it_arrives() -> None:

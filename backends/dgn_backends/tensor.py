@@ -3,6 +3,10 @@ compute.
 
 NumPy has no bfloat16, so bf16 data is held as its raw 16-bit words; `to_f32` and `from_f32` convert (round to
 nearest, ties to even).
+
+`q8` is how hidden states may travel between nodes, and nothing else: a row of n values is n int8 codes, then
+one f32 scale for every Q8_GROUP of them, the last group being as long as there are values left. Turning
+numbers into it and back is `dgnd.wire.q8`'s; here is only how many bytes it has.
 """
 
 from __future__ import annotations
@@ -15,6 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 DType = Literal["f32", "bf16", "f16", "i32"]
+#: What a tensor may be in between two nodes.
+WireDType = DType | Literal["q8"]
+WIRE_DTYPES: tuple[str, ...] = (*get_args(DType), "q8")
+Q8_GROUP = 64
 
 #: NumPy dtype that holds the raw bits of each; all little-endian.
 STORAGE: dict[str, np.dtype[np.generic]] = {
@@ -33,7 +41,7 @@ class Tensor:
     Raises ValueError when they don't match; a reader of foreign bytes checks before (see `dgnd.wire`).
     """
 
-    dtype: DType
+    dtype: WireDType
     shape: tuple[int, ...]
     data: bytes | bytearray | memoryview
 
@@ -45,10 +53,10 @@ class Tensor:
             raise ValueError(f"{self.dtype}{list(self.shape)} does not have {len(self.data)} bytes")
 
     @classmethod
-    def from_numpy(cls, array: npt.NDArray[np.generic], dtype: DType) -> Tensor:
+    def from_numpy(cls, array: npt.NDArray[np.generic], dtype: WireDType) -> Tensor:
         """Wraps `array`, whose items are the raw bits of `dtype` (see STORAGE), without a copy where
         possible."""
-        if array.dtype != STORAGE[dtype]:
+        if array.dtype != STORAGE.get(dtype):
             raise ValueError(f"{array.dtype} does not hold {dtype}")
         flat = np.ascontiguousarray(array).reshape(-1)  # also makes one dimension of none
         return cls(dtype, tuple(array.shape), flat.view(np.uint8).data)
@@ -62,7 +70,7 @@ class Tensor:
 
     def to_numpy(self) -> npt.NDArray[np.generic]:
         """The raw bits as an array of STORAGE[dtype], shape `shape`, sharing memory, read-only if `data`
-        is."""
+        is. Not of q8."""
         return np.frombuffer(self.data, dtype=STORAGE[self.dtype]).reshape(self.shape)
 
     def to_f32(self) -> npt.NDArray[np.float32]:
@@ -78,8 +86,11 @@ class Tensor:
         )
 
 
-def tensor_bytes(dtype: DType, shape: tuple[int, ...]) -> int:
-    """The number of bytes of a tensor."""
+def tensor_bytes(dtype: WireDType, shape: tuple[int, ...]) -> int:
+    """The number of bytes of a tensor; of q8 at least one row."""
+    if dtype == "q8":
+        width = shape[-1]
+        return math.prod(shape[:-1]) * (width + 4 * -(-width // Q8_GROUP))
     return math.prod(shape) * STORAGE[dtype].itemsize
 
 

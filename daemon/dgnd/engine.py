@@ -161,6 +161,8 @@ class Engine:
         recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
         driver.exact = params.exact
         driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
+        if driver.exact and driver.session.encoded:
+            driver.close()  # what came over the wire so is in the KV
 
         async def work() -> None:
             if not answer.done:
@@ -225,7 +227,8 @@ class Engine:
             clocks.token()
             if route_number != session.route_number:
                 route_number = session.route_number
-                answer.exactness.through(driver.line, pure=driver.lineage.pure, begun=bool(answer.token_ids))
+                pure = driver.lineage.pure and not session.encoded
+                answer.exactness.through(driver.line, pure=pure, begun=bool(answer.token_ids))
                 driver.exactly = driver.line if driver.exact else None
             session.append(token)
             shown = answer.push(token)

@@ -38,6 +38,8 @@ class Hop:
             before.max_positions,
         ):
             raise TicketRefused(f"hop {ticket.key.hop} is open for {before.span} of {before.model}")
+        if ticket.wire != before.wire:  # what is journalled is sent again as it was
+            raise TicketRefused(f"hop {ticket.key.hop} sends its results as {before.wire}")
         if ticket.route <= self.fence.route:
             raise TicketRefused(f"the ticket is of route {ticket.route}, the hop of {self.fence.route}")
         self.ticket, self.deadline, self.rerouted = ticket, now + ticket.lease_s, True

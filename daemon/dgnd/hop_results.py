@@ -9,9 +9,10 @@ import msgspec
 
 from dgn_backends.tensor import Tensor
 from dgnd.admission import HopHost
-from dgnd.errors import DgnError, PeerGone, ProtocolError
+from dgnd.errors import DgnError, NonFiniteOutput, PeerGone, ProtocolError
 from dgnd.hop import Hop
 from dgnd.hop_table import HopTable
+from dgnd.wire import q8
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import Credit, Failure, Frame, HopKey, HopLength, HopOpened, StepFrame, TokenFrame
 
@@ -56,6 +57,10 @@ class HopResults:
         """Hidden states: kept as long as their branch is the hop's, and passed on where the next hop lacks
         them."""
         hop.fence.passed_on(message.stop)
+        if payload is not None and hop.ticket.wire == "q8":
+            payload = self._encoded(hop, message, payload)
+            if payload is None:
+                return
         if payload is not None and message.branch == hop.fence.branch and hop.ticket.next_hop is not None:
             self._table.journals.keep(message.key, message, payload)
         if not hop.goes_further(message.branch):
@@ -63,6 +68,17 @@ class HopResults:
             self._host.post(message.key.origin, Frame(credit))
         elif message.route == hop.fence.route:
             self.forward(hop, message, payload)
+
+    def _encoded(self, hop: Hop, message: StepFrame, payload: Tensor) -> Tensor | None:
+        """The results as they travel, and are journalled, so that they are the same when sent again; None
+        after telling the origin that they are none."""
+        try:
+            return q8.encode(payload)
+        except ValueError as error:
+            said = NonFiniteOutput(f"{hop.span} of {hop.ticket.model}: {error}")
+            key = hop.ticket.key
+            self._host.post(key.origin, Frame(failure_of(said, key, message.branch, "step")))
+            return None
 
     def _settled(self, hop: Hop, branch: int, length: int) -> None:
         """The worker dropped what waited, and its KV holds `length` positions."""

@@ -28,6 +28,7 @@ from dgnd.hop_results import HopResults
 from dgnd.hop_table import HopTable
 from dgnd.journal import JournalBook
 from dgnd.leaving import Leaving
+from dgnd.wire import q8
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
@@ -146,6 +147,8 @@ class HopServer:
         if penalised and hop.history_branch != step.branch:  # the origin's History comes by another way
             hop.parked.append((step, payload))
             return
+        if payload is not None and payload.dtype == "q8":
+            payload = q8.decode(payload)
         if not self._host.to_worker(hop.ticket.model, Frame(step, payload)):
             raise WorkerDied(f"the worker of {hop.ticket.model} is not running")
 

@@ -43,6 +43,7 @@ class ModelIdentity:
     config_digest: str
     manifest_digest: str | None
     context: int
+    wire: str  #: how hidden states go from node to node in sessions that begin now
 
 
 async def lay_route(
@@ -65,6 +66,7 @@ async def lay_route(
     )
     stay = {hop.hop for hop in line if isinstance(hop, RouteHop)}
     driver.begin_route(route)
+    driver.session.fix_wire(model.wire)
     for index, hop in enumerate(route):
         ticket = _ticket(driver, model, index, stay)
         driver.host.post(hop.peer, Frame(sign_ticket(ticket, driver.host.identity)))
@@ -101,6 +103,7 @@ def _ticket(driver: SessionDriver, model: ModelIdentity, index: int, stay: set[i
         max_chunk=MAX_CHUNK,
         nonce=secrets.token_bytes(16),
         lease_s=driver.lease_s,
+        wire=session.wire_after(hop),
         catch_up=hop.hop not in stay and not last and route[index + 1].hop in stay,
     )
 

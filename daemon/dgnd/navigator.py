@@ -79,6 +79,7 @@ class Navigator:
             config_digest=manifest.config_digest,
             manifest_digest=self.offers.manifests.whole_digest(model.name),
             context=model.config.max_positions,
+            wire="plain" if driver.exact else model.section.wire,
         )
         ways = [self._way(model, hop) for hop in line]
         await lay_route(driver, line, edges(line, self.offers.live(), self.offers.me), ways, identity)

@@ -62,6 +62,9 @@ class OriginSession:
         self.route_number = 0
         self.branch = 0
         self.sent = 0
+        #: Last units of the hops whose results go on in q8, fixed when the session's first route is laid, so
+        #: that an answer goes on with the same numbers; None before that.
+        self.encoded: frozenset[int] | None = None
         self.alone_until = 0  #: steps from below this position are computed in batches of their own
         self._window = 0
         self._chunk = LEAST_CHUNK  # positions of a step, fixed when nothing is under way
@@ -97,6 +100,17 @@ class OriginSession:
         self.route_number += 1
         self._window = 0
         self._under_way.clear()
+
+    def fix_wire(self, wire: str) -> None:
+        """On the first route: where hidden states go in `wire` from one node to another. It stays so until
+        the route is dropped, whatever hops come and go."""
+        if self.encoded is None:
+            edges = itertools.pairwise(self.route) if wire == "q8" else ()
+            self.encoded = frozenset(a.span.units()[-1] for a, b in edges if a.peer != b.peer)
+
+    def wire_after(self, hop: RouteHop) -> str:
+        """How the results of a hop go to the next one."""
+        return "q8" if self.encoded and hop.span.units()[-1] in self.encoded else "plain"
 
     def common(self, lengths: Iterable[int]) -> int:
         """From where steps can go on when the hops that stay have these lengths: an end of a frame that all
@@ -134,6 +148,7 @@ class OriginSession:
         """Its hops are gone."""
         self.route = ()
         self.sent = 0
+        self.encoded = None
 
     def set_tokens(self, tokens: Sequence[int]) -> None:
         """Makes `tokens` the ids of the session; what agrees with the ids sent is kept, the rest rolled back.

@@ -13,7 +13,7 @@ from dgnd.config.schema import Config, ModelSection
 #: What is taken once, at the start: who this node is, and where it is found.
 _FIXED = (("node", "name"), ("node", "state_dir"), ("node", "listen"), ("control", "socket"))
 #: Keys of a model that its worker need not know.
-_NOT_THE_WORKERS = ("path", "chat_template")
+_NOT_THE_WORKERS = ("path", "chat_template", "wire")
 
 
 @dataclass(frozen=True, slots=True)

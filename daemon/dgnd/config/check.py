@@ -23,6 +23,7 @@ from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
 from dgnd.errors import BadRequest, ConfigError
 from dgnd.identity import public_key_of
 from dgnd.text import templates
+from dgnd.wire.messages import WIRES
 
 #: The name of this node in [[blocks]].
 SELF = "self"
@@ -110,6 +111,8 @@ def _check_model(model: ModelSection, at: KeyPath, backends: Collection[str]) ->
         raise KeyProblem((*at, "dtype"), f'"{model.dtype}" is no dtype; one of {", ".join(DTYPES)}')
     if model.quant not in QUANTS:
         raise KeyProblem((*at, "quant"), f'"{model.quant}" is no quantisation; one of {", ".join(QUANTS)}')
+    if model.wire not in WIRES:
+        raise KeyProblem((*at, "wire"), f'"{model.wire}" is no encoding; one of {", ".join(WIRES)}')
     try:
         templates.check_name(model.chat_template)
     except ConfigError as error:

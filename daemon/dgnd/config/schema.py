@@ -37,6 +37,7 @@ class ModelSection(Section, frozen=True):
     device: str = "auto"
     dtype: str = "auto"
     quant: str = "none"
+    wire: str = "plain"  #: how sessions of this node send hidden states from node to node
     threads: int | None = None
     kv_bytes: int | None = None  #: None: most of the memory that is available once the weights are loaded
     chat_template: str = "auto"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, cast, get_args
 
 import msgspec
 
-from dgn_backends.tensor import DType, Tensor
+from dgn_backends.tensor import Tensor, WireDType
 from dgnd.errors import DgnError, ProtocolError, UnknownMessage, one_line
 from dgnd.wire.limits import (
     DEFAULT_LIMITS,
@@ -232,7 +232,7 @@ class FrameDecoder:
         payload = None
         if self._tensor is not None:
             data = self._split(payload_len)
-            payload = Tensor(cast(DType, self._tensor.dtype), self._tensor.shape, data)
+            payload = Tensor(cast(WireDType, self._tensor.dtype), self._tensor.shape, data)
         frame = Frame(self._message, payload)
         check_values(frame)
         self._lengths = self._message = self._tensor = None

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import get_args
+from typing import cast
 
 import msgspec
 import numpy as np
 
-from dgn_backends.tensor import STORAGE, DType
+from dgn_backends.tensor import WIRE_DTYPES, WireDType, tensor_bytes
 from dgnd.errors import ProtocolError
+from dgnd.wire import q8
 from dgnd.wire.messages import (
     AnyMessage,
     Frame,
@@ -91,14 +92,16 @@ def check_shape(
 
     Raises ProtocolError.
     """
-    if dtype not in STORAGE:
-        raise ProtocolError(f"{tag}: unknown dtype {dtype[:16]!r}; known: {', '.join(get_args(DType))}")
+    if dtype not in WIRE_DTYPES:
+        raise ProtocolError(f"{tag}: unknown dtype {dtype[:16]!r}; known: {', '.join(WIRE_DTYPES)}")
     if len(shape) > limits.rank:
         raise ProtocolError(f"{tag}: a tensor of rank {len(shape)}; at most {limits.rank}")
     for dim in shape:
         if not 0 <= dim <= limits.dim:
             raise ProtocolError(f"{tag}: a tensor dimension of {dim}; 0 to {limits.dim}")
-    expected = math.prod(shape) * STORAGE[dtype].itemsize
+    if dtype == "q8" and len(shape) != 2:
+        raise ProtocolError(f"{tag}: q8 is of hidden states [n, h], not of {list(shape)}")
+    expected = tensor_bytes(cast(WireDType, dtype), shape)
     if expected != payload_len:
         raise ProtocolError(
             f"{tag}: {dtype}{list(shape)} has {expected} bytes, the payload has {payload_len}"
@@ -148,8 +151,14 @@ def check_message(
 
 
 def check_values(frame: Frame) -> None:
-    """Refuses token ids below 0. Raises ProtocolError."""
+    """Refuses token ids below 0, and scales of q8 that would not give finite numbers. Raises
+    ProtocolError."""
     payload = frame.payload
+    if payload is not None and payload.dtype == "q8":
+        try:
+            q8.check(payload)
+        except ValueError as error:
+            raise ProtocolError(f"{tag_of(frame.message)}: {error}") from None
     if payload is not None and payload.dtype == "i32" and (size := len(payload.data)):
         if size == 4:  # a decode step; numpy takes longer for one number
             lowest = int.from_bytes(payload.data, "little", signed=True)

@@ -102,6 +102,10 @@ class Goodbye(Message, tag="bye", frozen=True):
 # --- a hop's life
 
 
+#: How hidden states may travel: in the numbers in which they were computed, or as `dgnd.wire.q8`.
+WIRES = ("plain", "q8")
+
+
 class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """What an origin grants and a recipient is asked for; signed by the origin's ed25519 identity."""
 
@@ -122,6 +126,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     lease_s: float  #: counted by the receiver from receipt
     #: what is computed of the ticket's own branch fills KV and journal and goes no further: `next` has it
     catch_up: bool = False
+    wire: str = "plain"  #: how hidden states go to `next`, for as long as the hop is open: one of WIRES
 
 
 class OpenHop(Message, tag="open", frozen=True):
@@ -170,8 +175,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class StepFrame(Message, tag="step", frozen=True):
     """Positions `[start, start + count)`; payload token ids i32 [count], or hidden states [count, hidden].
 
-    From dgnd to a worker, from hop to hop, and from a worker back: always the same message. `sample` asks
-    the head for the token after the last position. `truncate_to` is in the first frame of a new branch.
+    From dgnd to a worker, from hop to hop, and from a worker back: always the same message. Hidden states
+    may be in q8 from hop to hop alone. `sample` asks the head for the token after the last position.
+    `truncate_to` is in the first frame of a new branch.
     """
 
     key: HopKey

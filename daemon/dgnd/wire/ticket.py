@@ -18,7 +18,7 @@ import msgspec
 from dgnd.errors import BadRequest, ProtocolError, TicketRefused
 from dgnd.identity import Identity, parse_peer_id, verify
 from dgnd.wire.limits import DEFAULT_LIMITS, TICKET_BYTES, Limits, check_fields
-from dgnd.wire.messages import HopKey, OpenHop, Ticket
+from dgnd.wire.messages import WIRES, HopKey, OpenHop, Ticket
 
 _DOMAIN = b"dgn/1 ticket\0"
 NONCE_BYTES = 16
@@ -137,6 +137,8 @@ class TicketBook:
             raise TicketRefused(f"a nonce of {len(ticket.nonce)} bytes; {NONCE_BYTES} to {MAX_NONCE_BYTES}")
         if not (math.isfinite(ticket.lease_s) and MIN_LEASE_S <= ticket.lease_s <= self._max_lease_s):
             raise TicketRefused(f"a lease of {ticket.lease_s:g} s; {MIN_LEASE_S:g} to {self._max_lease_s:g}")
+        if ticket.wire not in WIRES:
+            raise TicketRefused(f"results as {ticket.wire[:16]!r}; this node knows {' and '.join(WIRES)}")
         if ticket.max_positions < 1:
             raise TicketRefused("a ticket for 0 positions")
         if not 1 <= ticket.max_chunk <= self._limits.step_positions:
