@@ -255,13 +255,35 @@ def test_a_ticket_counts_once_also_after_its_hop_was_closed_or_its_lease_ended()
     node = Node()
     message = sign_ticket(a_ticket(), ORIGIN)
     assert node.hears(ORIGIN, message) == []
+    node.hears(ORIGIN, CloseHop(key=KEY))
     for sender in (ORIGIN, BEFORE, AFTER):
         only_failure(node.hears(sender, message), sender, "ticket_refused", "used before")
-    node.hears(ORIGIN, CloseHop(key=KEY))
-    only_failure(node.hears(BEFORE, message), BEFORE, "ticket_refused", "used before")
     node.time += 100 * LEASE_S
     only_failure(node.hears(ORIGIN, message), ORIGIN, "ticket_refused", "used before")
     assert node.server.hops == {}
+
+
+def test_a_ticket_that_comes_twice_is_answered_once_more_and_changes_nothing() -> None:
+    node = Node()
+    first, later = (sign_ticket(a_ticket(route=route), ORIGIN) for route in (1, 2))
+    node.hears(ORIGIN, first)
+    assert node.hears(ORIGIN, first) == []  # the worker's answer will do for both
+    told = HopOpened(key=KEY, credits=4, route=1)
+    assert node.computed(HopOpened(key=KEY, credits=4)) == [(ORIGIN.peer_id, told)]
+    node.hears(BEFORE, a_step(KEY), hidden(2))
+    node.work.clear()
+    for sender in (ORIGIN, BEFORE):  # the answer is the origin's, whoever sent it
+        again = node.hears(sender, first)
+        assert again == [(ORIGIN.peer_id, msgspec.structs.replace(told, length=2))]
+    news = node.hears(OTHER, first)
+    only_failure(news, OTHER, "ticket_refused", "is not the origin, the previous or the next")
+    assert node.work == []
+    assert node.hears(ORIGIN, later) == node.hears(ORIGIN, later) == []  # until nothing is under way
+    node.computed(HopLength(key=KEY, branch=0, length=2))
+    assert node.hears(ORIGIN, first) == []  # late: the hop is of another route by now
+    assert [message.route for _, message in node.hears(ORIGIN, later)] == [2]
+    forged = OpenHop(ticket=later.ticket, signature=first.signature)
+    only_failure(node.hears(ORIGIN, forged), ORIGIN, "ticket_refused", "not signed")
 
 
 def test_a_refused_ticket_says_which_hop_it_spoke_of() -> None:

@@ -315,7 +315,6 @@ def test_without_a_valid_ticket_there_is_no_hop_in_anothers_name(cluster: Cluste
             mine = sign_ticket(ticket(), me)
             await mallory.send(mine)
             await until(lambda: mallory.messages(HopOpened))
-            assert "used before" in (await mallory.failure(mine)).message
             key = mallory.messages(HopOpened)[0].key
             await mallory.send(CloseHop(key=key))
             assert "used before" in (await mallory.failure(mine)).message

@@ -44,6 +44,10 @@ class Admission:
         self._tickets = tickets
         self.max_sessions = max_sessions
 
+    def again(self, sender: str, message: OpenHop) -> Ticket | None:
+        """The ticket, if it was admitted before. Raises TicketRefused for what is none."""
+        return self._tickets.again(message, sender)
+
     def check(self, sender: str, message: OpenHop, open_hops: Collection[HopKey]) -> tuple[Ticket, Span]:
         """The ticket and its span, if the hop may be opened beside `open_hops`.
 

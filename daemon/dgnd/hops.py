@@ -99,6 +99,8 @@ class HopServer:
 
     def _open(self, sender: str, message: OpenHop) -> None:
         host = self._host
+        if self._came_before(sender, message):
+            return
         ticket, span = self._admission.check(sender, message, self.hops)
         hop = self.hops.get(ticket.key)
         if hop is not None:
@@ -113,6 +115,18 @@ class HopServer:
         if not host.to_worker(ticket.model, Frame(opening)):
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
+
+    def _came_before(self, sender: str, message: OpenHop) -> bool:
+        """Whether an open hop has this ticket already. It is answered once more, where it is the last one of
+        the hop and nothing is under way that will be answered anyway."""
+        key = claimed_key(message)
+        hop = self.hops.get(key) if key is not None else None
+        again = self._admission.again(sender, message) if hop is not None else None
+        if hop is None or again is None:
+            return False
+        if again == hop.ticket and hop.opened is not None and hop.cancelling is None:
+            self._host.post(again.key.origin, hop.opened_frame())
+        return True
 
     def _reroute(self, hop: Hop, ticket: Ticket) -> None:
         """The hop stays, with other neighbours; it is told of as opened once nothing is under way in it."""

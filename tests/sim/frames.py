@@ -14,7 +14,7 @@ from typing import get_args
 import trio
 
 from dgnd.control import api
-from dgnd.wire.messages import Frame, OpenHop, Sampling
+from dgnd.wire.messages import Frame, Sampling
 
 from .campaign import LAYOUTS
 from .cluster import Log, SimCluster, read_once
@@ -129,8 +129,4 @@ class _Strike:
             victim = self._rng.choice([name for name in names if name != "a"])
             self._cluster.freeze(victim, self._fault.split()[1], self._rng.uniform(*_FREEZE_S))
             return None
-        if self._fault == "duplicate" and isinstance(frame.message, OpenHop):
-            return (
-                None  # a ticket is good for once by contract, and a second one refused; TCP doubles nothing
-            )
         return next(fault for fault in get_args(Fault) if fault == self._fault)

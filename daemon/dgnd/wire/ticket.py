@@ -93,6 +93,18 @@ class TicketBook:
         self._remember(ticket, now, ticket.key in open_hops)
         return ticket
 
+    def again(self, open_hop: OpenHop, sender: str) -> Ticket | None:
+        """The ticket, if it was admitted before and has come once more, from one of those who may send it.
+        Raises TicketRefused for what is no ticket."""
+        ticket = self._read(open_hop)
+        if sender not in (ticket.key.origin, ticket.previous, ticket.next):
+            return None
+        book = self._origins.get(ticket.key.origin)
+        if book is None or ticket.nonce not in book.nonces:
+            return None
+        good = verify(ticket.key.origin, _DOMAIN + open_hop.ticket, open_hop.signature)
+        return ticket if good else None
+
     def forget(self, origin: str) -> None:
         """Drops what is remembered of an origin that left the configuration."""
         self._origins.pop(origin, None)
