@@ -3,7 +3,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test check demo-model test-rootfs bench clean
+.PHONY: help demo test check demo-model test-rootfs test-js bench clean
 
 help:
 	@echo 'make demo               two daemons that share the demo model, and a chat with them'
@@ -12,6 +12,7 @@ help:
 	@echo 'make check              ruff, mypy and the import contracts alone'
 	@echo 'make demo-model         train the demo model again'
 	@echo 'make test-rootfs        the demo in a minimal Debian root filesystem (root, mmdebstrap)'
+	@echo 'make test-js            js-libp2p from npm asks a node (node, npm)'
 	@echo 'make bench              figures of this machine'
 	@echo 'make clean              removes .venv and caches'
 
@@ -38,6 +39,10 @@ demo-model:
 test-rootfs:
 	@scripts/bootstrap.sh test
 	DGN_TEST_ROOTFS=1 $(BIN)/python -m pytest -rs -s --timeout 3600 tests/test_infra_rootfs.py
+
+test-js:
+	@scripts/bootstrap.sh test
+	DGN_TEST_JS=1 $(BIN)/python -m pytest -rs tests/test_p2p_js.py
 
 bench:
 	@scripts/bootstrap.sh test

@@ -15,12 +15,12 @@ from functools import partial
 import psutil
 import pytest
 import trio
-from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.exceptions import ConnectionClosedError, IOException
 from p2p_kit import Node, child, for_ever, pair, running, until
 
 from dgnd.errors import ProtocolError
 from dgnd.identity import Identity
-from dgnd.p2p import addresses, host, negotiate
+from dgnd.p2p import addresses, host, negotiate, standard
 from dgnd.p2p.host import Connection, Host
 from dgnd.p2p.muxer import WINDOW, MuxStream
 from dgnd.p2p.yamux import HEADER, SYN
@@ -342,10 +342,10 @@ def test_streams_are_bounded_and_leave_nothing() -> None:
             attacker = await attack(node, nursery)
             await attacker.greet(node)
             link = node.network._links[attacker.identity.peer_id]
-            for _ in range(300):  # opened and refused: /ipfs/id is not spoken here
+            for _ in range(300):  # opened and refused
                 stream = attacker.connection.mux.open_stream()
                 with pytest.raises(negotiate.NotAgreed):
-                    await negotiate.propose(stream, "/ipfs/id/1.0.0", 5)
+                    await negotiate.propose(stream, "/floodsub/1.0.0", 5)
                 await stream.close()
             await until(lambda: link.connection.mux.open_streams == 2)
             assert attacker.connection.mux.open_streams == 2
@@ -356,6 +356,61 @@ def test_streams_are_bounded_and_leave_nothing() -> None:
             await attacker.over.wait()
             await until(lambda: node.downs)
             assert "streams over the limit" in node.downs[0][1]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+async def asked_for(attacker: Attacker, protocol: str) -> MuxStream:
+    stream = attacker.connection.mux.open_stream()
+    await negotiate.propose(stream, protocol, 5)
+    return stream
+
+
+def test_pings_are_echoed_without_end_and_not_held_for_who_does_not_read() -> None:
+    async def main() -> None:
+        node = Node("desk")
+        async with running(node), trio.open_nursery() as nursery:
+            attacker = await attack(node, nursery)
+            await attacker.greet(node)
+            stream = await asked_for(attacker, standard.PING)
+            for _ in range(12):  # more than the window of a stream
+                sent = secrets.token_bytes(32 * 1024)
+                await stream.write(sent)
+                came = b""
+                while len(came) < len(sent):
+                    came += await stream.read()
+                assert came == sent
+            deaf = await asked_for(attacker, standard.PING)
+            with trio.move_on_after(1.0) as scope:
+                await deaf.write(bytes(64 << 20))
+            assert scope.cancelled_caught
+            assert node.network.is_up(attacker.identity.peer_id)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_streams_of_ping_and_identify_are_few_and_leave_nothing() -> None:
+    async def main() -> None:
+        node = Node("desk")
+        async with running(node), trio.open_nursery() as nursery:
+            attacker = await attack(node, nursery)
+            await attacker.greet(node)
+            link = node.network._links[attacker.identity.peer_id]
+            held = [await asked_for(attacker, standard.PING) for _ in range(standard.MOST)]
+            one_more = await asked_for(attacker, standard.IDENTIFY)
+            with pytest.raises(IOException):
+                await one_more.read()
+            for stream in held:
+                await stream.close()
+            await until(lambda: link.connection.mux.open_streams == 2)
+            for _ in range(50):
+                stream = await asked_for(attacker, standard.IDENTIFY)
+                assert await stream.read()
+                await stream.close()
+            await until(lambda: link.connection.mux.open_streams == 2)
+            assert node.network.is_up(attacker.identity.peer_id)
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -10,9 +10,12 @@ import pytest
 import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import PingService
+from libp2p.identity.identify.identify import parse_identify_response
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import info_from_p2p_addr
@@ -26,6 +29,7 @@ from p2p_kit import Node, running, until
 from dgnd.identity import Identity
 from dgnd.p2p.negotiate import CONTROL
 from dgnd.p2p.noise import GateClosed, GatedNoise
+from dgnd.p2p.standard import IDENTIFY, PING
 from dgnd.p2p.tcp import TcpStream
 from dgnd.wire import codec
 from dgnd.wire.messages import Frame, Hello, Ping, Pong
@@ -157,6 +161,29 @@ def test_a_stock_host_says_hello_over_its_own_noise_and_yamux() -> None:
                 nursery.cancel_scope.cancel()
             assert [hello.name for _, hello in node.ups] == ["stock"]
             # A stock host that ends with an open connection leaks its socket; so let ours end it.
+            await node.network.disconnect(other.peer_id)
+            await until(lambda: not host.get_network().connections)
+
+    trio.run(main)
+
+
+def test_a_stock_host_pings_and_identifies() -> None:
+    async def main() -> None:
+        node, other = Node("desk", settings={"software": "dgn/1.2.3"}), Identity.generate()
+        node.network.allow(other.peer_id, "stock", keep_connected=False)
+        async with running(node), stock_host(other, noise_of(other)) as host:
+            await host.connect(info_from_p2p_addr(Multiaddr(node.address)))
+            rtts = await PingService(host).ping(ID.from_base58(node.id), 5)
+            assert len(rtts) == 5
+            stream = await host.new_stream(ID.from_base58(node.id), [TProtocol(IDENTIFY)])
+            found = parse_identify_response(await stream.read())
+            await stream.close()
+            assert ID.from_pubkey(deserialize_public_key(found.public_key)).to_base58() == node.id
+            assert found.agent_version == "dgn/1.2.3"
+            (listening,) = found.listen_addrs
+            assert f"{Multiaddr(listening)}/p2p/{node.id}" == node.address
+            assert str(Multiaddr(found.observed_addr)).startswith("/ip4/127.0.0.1/tcp/")
+            assert {CONTROL, PING, IDENTIFY} <= set(found.protocols)
             await node.network.disconnect(other.peer_id)
             await until(lambda: not host.get_network().connections)
 

@@ -55,6 +55,7 @@ class Host:
         self, seed: bytes, gate: Gate, on_refused: Callable[[str, Endpoint, str], None], handshake_s: float
     ) -> None:
         key_pair = create_new_key_pair(seed)
+        self.public_key = key_pair.public_key.serialize()  #: as libp2p writes it
         self.peer_id = ID.from_pubkey(key_pair.public_key).to_base58()
         self._noise = GatedNoise(key_pair, gate)
         self._on_refused = on_refused

@@ -18,7 +18,7 @@ import trio
 from libp2p.io.exceptions import IOException
 
 from dgnd.errors import PeerError, PeerGone, ProtocolError, UnknownMessage
-from dgnd.p2p import negotiate
+from dgnd.p2p import negotiate, standard
 from dgnd.p2p.heartbeat import Heartbeat
 from dgnd.p2p.host import Connection
 from dgnd.p2p.muxer import MuxStream
@@ -61,6 +61,7 @@ class Link:
         self._said: Hello | None = None
         self._early: list[Frame] = []
         self._nudged = False
+        self._standard_streams = 0
         self._outbox = Outbox()
         self._nursery: trio.Nursery | None = None
 
@@ -139,18 +140,35 @@ class Link:
         self._nursery.start_soon(self._accept_stream, stream)
 
     async def _accept_stream(self, stream: MuxStream) -> None:
-        wanted = () if self.connection.dialled else (negotiate.CONTROL, negotiate.BULK)
+        ours = () if self.connection.dialled else (negotiate.CONTROL, negotiate.BULK)
+        wanted = (*ours, standard.PING, standard.IDENTIFY)
         try:
             protocol = await negotiate.accept(stream, wanted, self._settings.handshake_s)
         except negotiate.NotAgreed as error:
             log.debug("%s: a stream for something else: %s", self.peer_id, error)
             stream.reset()
             return
+        if protocol not in ours:
+            return await self._serve_standard(protocol, stream)
         if protocol in self._streams:
             log.debug("%s: opened %s a second time", self.peer_id, protocol)
             stream.reset()
             return
         self._attach(protocol, stream)
+
+    async def _serve_standard(self, protocol: str, stream: MuxStream) -> None:
+        if self._standard_streams >= standard.MOST:
+            log.debug("%s: more than %d streams of %s", self.peer_id, standard.MOST, protocol)
+            return stream.reset()
+        self._standard_streams += 1
+        try:
+            if protocol == standard.PING:
+                await standard.answer_pings(stream)
+            else:
+                message = self._owner.identify(self)
+                await standard.identify(stream, message, self._settings.handshake_s)
+        finally:
+            self._standard_streams -= 1
 
     def _attach(self, protocol: str, stream: MuxStream) -> None:
         self._streams[protocol] = stream

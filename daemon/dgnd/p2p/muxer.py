@@ -59,6 +59,9 @@ class MuxStream(ReadWriteCloser):
         out = bytes(self._buffer[:n])
         del self._buffer[: len(out)]
         self._consumed += len(out)
+        if self._consumed >= INITIAL_WINDOW // 2:
+            self._owner.grant(self.state, self._consumed)
+            self._consumed = 0
         return out
 
     def attach(self, on_data: Callable[[bytes | memoryview], None], on_end: Callable[[], None]) -> None:

@@ -23,8 +23,10 @@ from dgnd.p2p.host import Connection, Host
 from dgnd.p2p.last_seen import PER_PEER, LastSeen
 from dgnd.p2p.link import Link
 from dgnd.p2p.logs import quieten_libraries
+from dgnd.p2p.negotiate import BULK, CONTROL
 from dgnd.p2p.refusals import Refusals
 from dgnd.p2p.settings import Known, NetworkHandlers, NetworkSettings, PeerState, PeerStatus, RefusalRecord
+from dgnd.p2p.standard import IDENTIFY, PING, identify_message
 from dgnd.wire.messages import Frame, Hello, Offers
 
 if TYPE_CHECKING:
@@ -211,7 +213,10 @@ class PeerNetwork:
 
     def listen_addrs(self) -> list[str]:
         """The addresses that this node can be dialled at, with /p2p/ID."""
-        return [f"{real}/p2p/{self._me}" for bound in self._listening for real in addresses.expanded(bound)]
+        return [f"{real}/p2p/{self._me}" for real in self._dialled_at()]
+
+    def _dialled_at(self) -> list[Endpoint]:
+        return [real for bound in self._listening for real in addresses.expanded(bound)]
 
     # --- frames
 
@@ -250,6 +255,16 @@ class PeerNetwork:
         """What this node says of itself now."""
         ports = tuple(dict.fromkeys(bound.port for bound in self._listening))
         return msgspec.structs.replace(self._handlers.hello(), ports=ports)
+
+    def identify(self, link: Link) -> bytes:
+        """What libp2p's identify says now."""
+        return identify_message(
+            self._host.public_key,
+            self._settings.software,
+            self._dialled_at(),
+            link.connection.remote,
+            (CONTROL, BULK, PING, IDENTIFY),
+        )
 
     def admits(self, link: Link) -> bool:
         """Whether the peer may still connect."""

@@ -16,6 +16,9 @@ class LinkOwner(Protocol):
     def hello(self) -> Hello:
         """What to say now."""
 
+    def identify(self, link: Link) -> bytes:
+        """What libp2p's identify says now."""
+
     def admits(self, link: Link) -> bool:
         """Whether the peer may still connect."""
 
