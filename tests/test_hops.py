@@ -22,6 +22,7 @@ from dgnd.wire import q8
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.digest import PrefixDigests
 from dgnd.wire.messages import (
+    Alive,
     Cancel,
     CloseHop,
     Credit,
@@ -605,7 +606,7 @@ def test_a_dead_worker_is_told_to_every_origin_and_whose_steps_ran() -> None:
 def test_who_waits_has_the_worker_and_the_way_onward_looked_after() -> None:
     node = Node()
     key = node.opened()
-    assert node.hears(ORIGIN, Probe(key=key)) == []
+    assert node.hears(ORIGIN, Probe(key=key)) == [(ORIGIN.peer_id, Alive(key=key))]
     assert (node.looked_after, node.nudged) == (["m"], [AFTER.peer_id])
     only_failure(node.hears(BEFORE, Probe(key=key)), BEFORE, "ticket_refused")
     gone = HopKey(ORIGIN.peer_id, key.session, key.hop + 1)

@@ -14,7 +14,8 @@ from sim.net import Fault, untouched
 from sim.oracle import right_ids
 
 from dgnd.control import api
-from dgnd.wire.messages import Frame, Sampling, StepFrame
+from dgnd.errors import PeerSilent
+from dgnd.wire.messages import Frame, HopOpened, OpenHop, Probe, Sampling, StepFrame, TokenFrame
 
 PROMPT = [7, 100, 31, 8]
 
@@ -156,3 +157,79 @@ def test_who_leaves_goes_on_where_its_replacement_fails(model: Path) -> None:
             await cluster.all_ready()
 
     simulate(model, layout, work)
+
+
+def deafen(cluster: SimCluster, name: str, what: tuple[type, ...]) -> None:
+    """The node answers pings, and nothing of `what`."""
+    hops = cluster.node(name).hops
+    hears = hops.on_frame
+
+    def on_frame(sender: str, frame: Frame) -> None:
+        if not isinstance(frame.message, what):
+            hears(sender, frame)
+
+    hops.on_frame = on_frame  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("when", ["start", "middle"])
+def test_who_answers_nothing_but_pings_is_passed_over_soon(model: Path, when: str) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        deaf = lambda: deafen(cluster, first, (OpenHop, Probe, StepFrame))  # noqa: E731
+        if when == "start":
+            cluster.node("a").engine.clear(None)
+            deaf()
+        begun = trio.current_time()
+        result = await ask_while(cluster, 30, deaf if when == "middle" else lambda: None, session="s")
+        assert result.token_ids == right
+        assert [hop.name for hop in result.route] != [first]
+        assert 2 < trio.current_time() - begun < 4
+        begun = trio.current_time()
+        assert (await cluster.ask("a", asked(3))).token_ids == right[:3]  # it is known by now
+        assert trio.current_time() - begun < 1
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+def test_who_alone_has_the_blocks_and_answers_nothing_but_pings_is_named(model: Path) -> None:
+    async def work(cluster: SimCluster) -> None:
+        deafen(cluster, "b", (OpenHop, Probe))
+        begun = trio.current_time()
+        with pytest.raises(PeerSilent, match=r"b \(embed,0-3,head\) answers pings, but nothing about this"):
+            await cluster.ask("a", asked(3))
+        assert trio.current_time() - begun < 4
+
+    simulate(model, {"a": "", "b": EVERYTHING}, work)
+
+
+@pytest.mark.parametrize("what", [HopOpened, TokenFrame])
+def test_who_is_busy_is_waited_for(model: Path, what: type) -> None:
+    """An answer of its worker takes six seconds, whose time is computed through."""
+    right = right_ids(model, PROMPT, Sampling(), 12)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3))).route}
+        hops = cluster.node(first).hops
+        passes_on = hops.on_worker_frame
+
+        async def later(model: str, frame: Frame) -> None:
+            await trio.sleep(6)
+            passes_on(model, frame)
+
+        def on_worker_frame(model: str, frame: Frame) -> None:
+            if not isinstance(frame.message, what):
+                passes_on(model, frame)
+                return
+            hops.on_worker_frame = passes_on
+            cluster.nursery.start_soon(later, model, frame)
+
+        hops.on_worker_frame = on_worker_frame
+        begun = trio.current_time()
+        result = await cluster.ask("a", asked(12))
+        assert result.token_ids == right
+        assert [hop.name for hop in result.route] == [first]
+        assert trio.current_time() - begun > 6
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": ""}, work)

@@ -15,6 +15,7 @@ from dgnd.errors import LimitError, NoRoomNow, NotReady, ProtocolError, TicketRe
 from dgnd.wire.limits import check_fields
 from dgnd.wire.messages import Frame, HopKey, OpenHop, Ticket
 from dgnd.wire.ticket import TicketBook
+from dgnd.words import counted
 
 
 @dataclass(slots=True)
@@ -74,7 +75,7 @@ class Admission:
         others = {key.session for key in open_hops if key.origin == origin} - {session}
         if len(others) >= self.max_sessions:
             raise NoRoomNow(
-                f"{len(others)} sessions of this origin are open here, of {self.max_sessions} at most"
+                f"open here of this origin: {counted(len(others), 'session')}, of {self.max_sessions} at most"
             )
 
     def _span_of(self, ticket: Ticket) -> Span:

@@ -19,6 +19,7 @@ from dgnd.errors import BadRequest, NoRoomNow, NotFound
 from dgnd.generation import Answer
 from dgnd.models import LocalModel
 from dgnd.wire.messages import Sampling
+from dgnd.words import counted
 
 #: Named sessions whose token ids are remembered; some kilobytes each.
 MAX_NAMED = 1024
@@ -150,7 +151,8 @@ class ConversationBook:
         holding = [name for _, name in idle if self._by_name[name].driver.session.route]
         busy = len(self._by_name) - len(idle)
         if busy >= max_sessions:
-            raise NoRoomNow(f"{busy} sessions are answering, of {max_sessions} at most; ask again later")
+            many = f"{counted(busy, 'session')} {'is' if busy == 1 else 'are'} answering"
+            raise NoRoomNow(f"{many}, of {max_sessions} at most; ask again later")
         if holding and busy + len(holding) >= max_sessions:
             self._by_name[holding[0]].driver.close()
         if idle and len(self._by_name) >= MAX_NAMED:

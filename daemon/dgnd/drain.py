@@ -19,6 +19,7 @@ from dgnd.errors import ShuttingDown
 from dgnd.hops import HopServer
 from dgnd.leaving import Leaving
 from dgnd.waiting import wait_while
+from dgnd.words import counted
 
 log = logging.getLogger("dgnd.drain")
 
@@ -93,7 +94,7 @@ class Drain:
 
     async def _work(self, patience: trio.CancelScope, done: trio.Event) -> None:
         begun, busy = trio.current_time(), self._left()
-        log.info("draining: %s to be handed over or ended", _sessions(busy))
+        log.info("draining: %s to be handed over or ended", counted(busy, "session"))
         patience.deadline = begun + max(self.drain_s - END_S, self.drain_s / 2)
         with patience:
             await wait_while(self._left)
@@ -102,7 +103,7 @@ class Drain:
             await self._end_rest()
             self._result = Drained(max(busy - ended, 0), ended)
             self._set("drained")
-            log.info("drained in %.1f s; cut off: %s", trio.current_time() - begun, _sessions(ended))
+            log.info("drained in %.1f s; cut off: %s", trio.current_time() - begun, counted(ended, "session"))
         done.set()
 
     def _left(self) -> int:
@@ -118,7 +119,3 @@ class Drain:
                     ShuttingDown("the node is leaving, and the answer did not end in time")
                 )
         await wait_while(lambda: any(item.busy for item in self._engine.conversations), _ENDED_S)
-
-
-def _sessions(count: int) -> str:
-    return f"{count} session{'' if count == 1 else 's'}"

@@ -19,6 +19,7 @@ from dgnd.errors import (
     NotYet,
     PeerError,
     PeerGone,
+    PeerSilent,
     ProtocolError,
     StaleState,
     TicketRefused,
@@ -29,6 +30,7 @@ from dgnd.errors import (
 from dgnd.exactness import Line
 from dgnd.lineage import Lineage
 from dgnd.session import OriginSession, RouteHop
+from dgnd.silence import Silence
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -77,6 +79,7 @@ class SessionDriver:
         self.host = host
         self.lease_s = lease_s
         self._laid = False
+        self._silence = Silence(host.patience_s)
         self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
         self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
 
@@ -89,6 +92,8 @@ class SessionDriver:
         hop = next((h for h in self.hops if isinstance(key, HopKey) and h.hop == key.hop), None)
         if hop is None:
             return
+        if sender == hop.peer:
+            self._silence.heard(hop)
         if hop in self.reserve:
             if sender == hop.peer and isinstance(message, CloseHop | Failure):
                 self.dead.add(hop.hop)
@@ -345,12 +350,20 @@ class SessionDriver:
                     raise self.broken
                 return message
             waited += patience
+            self._silence.wait(patience)
             self._look_after_hops()
         return None
 
     def _look_after_hops(self) -> None:
-        """Connections to them are looked at here; each hop looks at its worker and the connection onward."""
+        """Connections to them are looked at here; each hop looks at its worker and the connection onward. One
+        that does not say that it will is passed over."""
+        for hop, waited in self._silence.silent(self.session.route):
+            self.dead.add(hop.hop)
+            self.host.suspect(hop.peer)
+            text = f"{self.place(hop)} answers pings, but nothing about this session for {waited:.1f} s"
+            self.fail(PeerSilent(f"{text}; it is passed over", peer=hop.peer))
         for peer in dict.fromkeys(hop.peer for hop in self.session.route):
             self.host.nudge(peer)
         for hop in self.session.route:
             self.host.post(hop.peer, Frame(Probe(key=self.session.key(hop.hop))))
+        self._silence.probed(self.session.route)

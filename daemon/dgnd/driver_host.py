@@ -22,6 +22,7 @@ class DriverHost:
     suspect: Callable[[str], None]  #: a peer does not answer
     pass_over: Callable[[str, str], None]  #: a peer could not take a session of a model
     nudge: Callable[[str], None]  #: a peer is waited for: it is gone if it gives no sign of life
+    patience_s: Callable[[str], float]  #: how long a peer may take for a sign of life that is asked for
     hop_ids: Iterator[int]  #: never repeats
 
 

@@ -15,6 +15,7 @@
     │   └── StepCrashesBackend  more than once over the same step
     ├── PeerError             the other side's fault or the link's
     │   ├── PeerGone          the connection ended or timed out
+    │   ├── PeerSilent        it answers pings, and nothing else
     │   ├── PeerRefused       it closed the connection: it does not list this node
     │   ├── ProtocolError     bytes or messages against the protocol
     │   │   └── UnknownMessage  a kind of message not known here; the connection goes on
@@ -160,6 +161,13 @@ class PeerGone(PeerError):
 
     kind = "peer_gone"
     code = -32031
+
+
+class PeerSilent(PeerError):
+    """The peer's connection lives, but it does not answer what it is asked for a session."""
+
+    kind = "peer_silent"
+    code = -32039
 
 
 class PeerRefused(PeerError):
@@ -353,7 +361,7 @@ __all__ = [
     "ConfigError", "ContextExceeded", "DaemonSilent", "DataValue", "DgnError", "Draining", "IdentityMismatch",
     "InternalError", "InvalidRequest", "LimitError", "ListenFailed", "ManifestMismatch", "MethodNotFound",
     "ModelError", "NoDaemon", "NoRoomNow", "NonFiniteOutput", "NotFound", "NotReady", "NotYet",
-    "ParseError", "PeerError", "PeerGone", "PeerRefused", "PositionGap", "ProtocolError", "RpcError",
-    "ShuttingDown", "SocketDenied", "StalePrefix", "StaleSocket", "StaleState", "TicketRefused",
+    "ParseError", "PeerError", "PeerGone", "PeerRefused", "PeerSilent", "PositionGap", "ProtocolError",
+    "RpcError", "ShuttingDown", "SocketDenied", "StalePrefix", "StaleSocket", "StaleState", "TicketRefused",
     "UnknownMessage", "WorkerDied", "all_errors", "error_from", "one_line",
 ]  # fmt: skip

@@ -32,6 +32,7 @@ from dgnd.wire import q8
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
 from dgnd.wire.messages import (
+    Alive,
     Cancel,
     CloseHop,
     EndTurn,
@@ -195,6 +196,7 @@ class HopServer:
             case Replay():
                 self._replay(hop, message)
             case Probe():
+                self._host.post(sender, Frame(Alive(key=message.key)))
                 self._host.look_after(hop.ticket.model)
                 self._host.nudge(hop.ticket.next)
             case CloseHop():

@@ -20,6 +20,8 @@ from dgnd.errors import (
     ManifestMismatch,
     ModelError,
     NotReady,
+    PeerError,
+    PeerGone,
     StaleState,
 )
 from dgnd.exactness import Line, Way, alike, difference, kinds, same_kind
@@ -59,8 +61,8 @@ class Navigator:
             except (NotReady, StaleState, Inexact):
                 if trio.current_time() >= deadline:
                     raise
-            except LimitError:  # who has no room is passed over
-                if tries <= 0 or not self.can_spare(driver, model):
+            except (LimitError, PeerError) as error:  # who has no room or does not answer is passed over
+                if isinstance(error, PeerGone) or tries <= 0 or not self.can_spare(driver, model):
                     raise
                 tries -= 1
                 continue

@@ -35,6 +35,7 @@ from dgnd.replacing import Replacing
 from dgnd.service import NodeService
 from dgnd.suspects import Suspects
 from dgnd.wire.messages import (
+    Alive,
     Cancel,
     CloseHop,
     Credit,
@@ -127,6 +128,7 @@ class Node:
             suspect=self.suspects.add,
             pass_over=self.suspects.pass_over,
             nudge=self.network.nudge,
+            patience_s=self.network.patience_s,
             hop_ids=hop_ids(),
         )
         self.engine = Engine(
@@ -245,7 +247,7 @@ class Node:
                 self._on_manifest(sender, message)
             case OpenHop() | History() | Cancel() | EndTurn() | Replay() | Probe():
                 self.hops.on_frame(sender, frame)
-            case HopOpened() | TokenFrame() | Credit() | HopLength():
+            case HopOpened() | Alive() | TokenFrame() | Credit() | HopLength():
                 self.engine.on_frame(sender, frame)
             case StepFrame(key=key) | CloseHop(key=key):
                 here = key in self.hops.hops or key.origin != self.me

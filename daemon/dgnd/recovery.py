@@ -21,6 +21,7 @@ from dgnd.errors import (
     NotReady,
     PeerError,
     PeerGone,
+    PeerSilent,
     StaleState,
     StepCrashesBackend,
     TicketRefused,
@@ -34,7 +35,7 @@ log = logging.getLogger("dgnd.recovery")
 _POLL_S = 0.05
 #: The same where somebody has no room: what is computed again to try is in the way of those who have it.
 _FULL_POLL_S = 1.0
-_MENDABLE = (PeerGone, WorkerDied, StaleState, NotReady, TicketRefused, LimitError)
+_MENDABLE = (PeerGone, PeerSilent, WorkerDied, StaleState, NotReady, TicketRefused, LimitError)
 #: Workers that may die over the same step before it is taken for the cause.
 DEATHS = 2
 

@@ -344,6 +344,10 @@ class SimNetwork:
             if end.up:
                 end.send(Frame(Offers(offers=now.offers, peers=now.peers)), False)
 
+    def patience_s(self, peer_id: str) -> float:
+        """As PeerNetwork's."""
+        return NUDGE_S
+
     def nudge(self, peer_id: str) -> None:
         """An answer waits for the peer."""
         end = self.ends.get(peer_id)

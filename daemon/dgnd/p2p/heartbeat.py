@@ -57,14 +57,20 @@ class Heartbeat:
             await self._answered.wait()
         return self._answered.is_set()
 
+    @property
+    def patience_s(self) -> float:
+        """How long a sign of life that is asked for may take: NUDGE_S, or six round trips if these are
+        longer."""
+        return max(NUDGE_S, 6 * (self.rtt_s or 0.0))
+
     async def lives(self) -> bool:
-        """Whether anything comes within NUDGE_S of a ping, or within six round trips if these are longer.
+        """Whether anything comes within `patience_s` of a ping.
 
         Time is counted in ticks of this process: while it stands still itself, nobody is late.
         """
         before = self._received()
         self.ping()
-        for _ in range(int(max(NUDGE_S, 6 * (self.rtt_s or 0.0)) / _TICK_S)):
+        for _ in range(int(self.patience_s / _TICK_S)):
             await trio.sleep(_TICK_S)
             if self._received() > before:
                 return True

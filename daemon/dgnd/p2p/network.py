@@ -19,6 +19,7 @@ from dgnd.identity import Identity
 from dgnd.p2p import addresses
 from dgnd.p2p.addresses import Endpoint, endpoint_of
 from dgnd.p2p.dialer import Dialer
+from dgnd.p2p.heartbeat import NUDGE_S
 from dgnd.p2p.host import Connection, Host
 from dgnd.p2p.last_seen import PER_PEER, LastSeen
 from dgnd.p2p.link import Link
@@ -241,6 +242,11 @@ class PeerNetwork:
         link = self._links.get(peer_id)
         if link is not None:
             link.nudge()
+
+    def patience_s(self, peer_id: str) -> float:
+        """How long a sign of life from the peer may take when it is asked for."""
+        link = self._links.get(peer_id)
+        return NUDGE_S if link is None else link.heartbeat.patience_s
 
     def announce(self) -> None:
         """What Hello says has changed: tells every connected peer."""

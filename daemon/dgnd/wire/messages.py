@@ -248,8 +248,14 @@ class Cancel(Message, tag="cancel", frozen=True):
 
 
 class Probe(Message, tag="probe", frozen=True):
-    """The origin waits: is the hop's worker alive, and its connection to the next hop? Answered only by a
-    Failure, where one is not."""
+    """The origin waits: is the hop's worker alive, and its connection to the next hop? Answered by Alive at
+    once, and by a Failure later, where one is not."""
+
+    key: HopKey
+
+
+class Alive(Message, tag="alive", frozen=True):
+    """The hop is here, open or about to be. Answers Probe."""
 
     key: HopKey
 
@@ -349,7 +355,7 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
 
 PeerMessage = (
     Hello | Offers | Manifest | Ping | Pong | Goodbye | OpenHop | HopOpened | StepFrame | History | Replay
-    | TokenFrame | Credit | Cancel | Probe | EndTurn | HopLength | CloseHop | Failure
+    | TokenFrame | Credit | Cancel | Probe | Alive | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
     LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame
