@@ -51,6 +51,7 @@ class Row:
     peer: str
     span: str
     model: str = "m"
+    max_bytes: int | None = None
 
 
 @dataclass
@@ -249,6 +250,7 @@ class Cluster:
         for row in rows:
             peer = "self" if row.peer == name else row.peer
             lines += ["[[blocks]]", f'model = "{row.model}"', f'peer = "{peer}"', f'span = "{row.span}"']
+            lines += [] if row.max_bytes is None else [f"max_bytes = {row.max_bytes}"]
         this.config.write_text("\n".join([*lines, more, ""]))
         return this
 

@@ -142,6 +142,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         ('"14-27"', '"27-14"', '28:1: range "27-14" in span "27-14" runs backwards'),
         ('"14-27"', '""', '28:1: "" in span "" is none of: embed, head, a block number'),
         ('span = "14-27"\n', "", '25:3: blocks[1] lacks the key "span"'),
+        ('"14-27"', '"auto"', '28:1: span = "auto" is for this node\'s own rows; a peer'),
+        ('"14-27"', '"14-27"\nmax_bytes = 5', '29:1: max_bytes goes with span = "auto" alone'),
+        ('"embed,0-13,head"', '"auto"\nmax_bytes = 0', "24:1: max_bytes must be at least 1"),
+        (
+            'peer = "attic"\nspan = "14-27"',
+            'peer = "self"\nspan = "auto"',
+            '28:1: this node has a row for "llama" already',
+        ),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, expected: str) -> None:
@@ -168,6 +176,13 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
 )
 def test_mistakes_in_other_notations(tmp_path: Path, text: str, expected: str) -> None:
     assert error_of(tmp_path, text).startswith(expected)
+
+
+def test_a_node_may_choose(tmp_path: Path) -> None:
+    row = load(tmp_path, GOOD.replace('"embed,0-13,head"', '"auto"\nmax_bytes = 7', 1)).config.blocks[0]
+    assert (row.span, row.max_bytes) == ("auto", 7)
+    text = GOOD.replace('"embed,0-13,head"', '"auto"', 1).replace('peer = "attic"', 'peer = "self"', 1)
+    assert error_of(tmp_path, text).startswith('28:1: this node has a row for "llama" already; span = "auto"')
 
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:

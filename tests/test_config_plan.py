@@ -23,7 +23,7 @@ from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
-from dgnd.plan import format_bytes, make_plan
+from dgnd.plan import format_bytes, format_plan, make_plan
 
 PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 HIDDEN, INNER, VOCAB, BLOCKS = 8, 16, 32, 3
@@ -167,6 +167,44 @@ def test_check_prints_the_plan(
     assert out.startswith(f"tiny: 3 blocks, in {model}\n")
     assert "  self   embed,0: 3.3 KiB of weights\n" in out
     assert "warning: no row of this file serves 1,head" in out
+
+
+def auto_config(tmp_path: Path, row: str, quant: str = "") -> Path:
+    path = write_config(tmp_path, ("attic", "2"), quant=quant)
+    path.write_text(f'{path.read_text()}[[blocks]]\nmodel = "tiny"\npeer = "self"\nspan = "auto"\n{row}')
+    return path
+
+
+def test_check_says_what_a_node_may_choose(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model / "model-00002-of-00003.safetensors").unlink()
+    path = auto_config(tmp_path, f"max_bytes = {2 * BLOCK_BYTES + 1}")
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert (code, err) == (0, "")
+    assert f"  self  auto: up to {format_bytes(2 * BLOCK_BYTES + 1)} of weights\n" in out
+    assert "    2 of 3 blocks fit; it takes those that its peers lack most\n" in out
+    assert "    its files here are those of embed,0,2,head\n" in out
+    assert "  no row of this file serves embed,0-1,head: it chooses among that first\n" in out
+    (plan,) = make_plan(load_config(auto_config(tmp_path, "")))
+    assert plan.auto is not None
+    assert (plan.auto.by_memory, plan.auto.blocks) == (True, 3)
+    assert "of weights, 70% of the memory that is available now" in format_plan((plan,))
+
+
+def test_too_few_bytes_to_choose_with_are_named(tmp_path: Path, model: Path) -> None:
+    path = auto_config(tmp_path, f"max_bytes = {BLOCK_BYTES - 1}")
+    needs = f'max_bytes is {BLOCK_BYTES - 1:,}, and a block of "tiny" needs {BLOCK_BYTES:,}; raise it'
+    with pytest.raises(ConfigError) as caught:
+        make_plan(load_config(path))
+    assert caught.value.message == f"{path}:13:1: {needs}"
+
+
+def test_a_node_without_weights_chooses_nothing(tmp_path: Path, model: Path) -> None:
+    for file in SHARDS:
+        (model / file).unlink()
+    with pytest.raises(ConfigError, match=r"dgn.toml:9:3: none of the weight files of .*model are here"):
+        make_plan(load_config(auto_config(tmp_path, "")))
 
 
 def test_shards_of_others_may_be_absent(tmp_path: Path, model: Path) -> None:

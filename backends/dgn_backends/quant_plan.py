@@ -7,11 +7,13 @@ through whole keep the smaller groups. Knows nothing of how weights are quantise
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from dgn_backends.model import ModelConfig
 from dgn_backends.quant import Scheme
+from dgn_backends.span import Span
 from dgn_backends.tensor import DType, tensor_bytes
-from dgn_backends.weights import EMBEDDING, HEAD, Shape
+from dgn_backends.weights import EMBEDDING, HEAD, Shape, span_tensors
 
 #: The scheme of a model's matrices, for every quantisation.
 SCHEMES: Mapping[str, Scheme] = {
@@ -39,3 +41,9 @@ def stored_bytes(quant: str, tensor: str, shape: Shape, dtype: DType) -> int:
     if scheme is None:
         return tensor_bytes(dtype, shape)
     return scheme.n_bytes(shape[0], shape[1]) if len(shape) == 2 else tensor_bytes("f32", shape)
+
+
+def loaded_bytes(quant: str, config: ModelConfig, spans: Iterable[Span]) -> int:
+    """Bytes of the weights of `spans` in one worker, which holds a tensor once that two of them need."""
+    tensors = {name: shape for span in spans for name, shape in span_tensors(config, span).items()}
+    return sum(stored_bytes(quant, name, shape, config.dtype) for name, shape in tensors.items())

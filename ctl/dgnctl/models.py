@@ -60,6 +60,9 @@ def describe_map(found: MapView) -> str:
     parts = (
         [table(("MODEL", "PEER", "CONFIGURED", "OFFERED", "STATE"), rows)] if rows else ["the map is empty\n"]
     )
+    whys = [(r.model, r.name or r.peer, r.why) for r in found.rows if r.why]
+    if whys:
+        parts.append(table(("MODEL", "PEER", "WHY THESE BLOCKS"), whys))
     if found.missing:
         missing = [(model, span) for model, span in found.missing.items()]
         parts.append(table(("MODEL", "MISSING: NOBODY IN REACH SERVES"), missing))

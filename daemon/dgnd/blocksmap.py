@@ -7,12 +7,12 @@ may hold only its own rows. Knows nothing of what peers really offer now, nor of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dgn_backends.span import Span, SpanSyntaxError, format_units, parse_units, spans_of_units
 from dgnd.config.check import SELF
 from dgnd.config.locate import KeyPath
-from dgnd.config.schema import Config
+from dgnd.config.schema import AUTO, Config
 from dgnd.errors import ConfigError
 
 Units = frozenset[int]
@@ -23,11 +23,22 @@ def _plain_error(key_path: KeyPath, message: str) -> ConfigError:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoRow:
+    """The row that leaves the choice to this node: where it stands in the file, and the bytes of weights that
+    it allows; None: what memory allows."""
+
+    index: int
+    max_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class BlocksMap:
-    """`units[model][node]`: node is "self" or a name of [peers], in the order of the file."""
+    """`units[model][node]`: node is "self" or a name of [peers], in the order of the file. `auto`: models of
+    which this node chooses its blocks itself; they are in no `units`."""
 
     n_blocks: Mapping[str, int]
     units: Mapping[str, Mapping[str, Units]]
+    auto: Mapping[str, AutoRow] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -42,9 +53,13 @@ class BlocksMap:
         model and for one that two rows give to the same node.
         """
         units: dict[str, dict[str, Units]] = {name: {} for name in n_blocks}
+        auto: dict[str, AutoRow] = {}
         for index, row in enumerate(config.blocks):
             here: KeyPath = ("blocks", index, "span")
             count = n_blocks[row.model]
+            if row.span == AUTO:
+                auto[row.model] = AutoRow(index, row.max_bytes)
+                continue
             try:
                 new = parse_units(row.span, count)
             except SpanSyntaxError as error:
@@ -54,14 +69,14 @@ class BlocksMap:
                 twice = format_units(new & known, count)
                 raise error_at(here, f'an earlier row gives {twice} of "{row.model}" to "{row.peer}" already')
             units[row.model][row.peer] = known | new
-        return cls(dict(n_blocks), units)
+        return cls(dict(n_blocks), units, auto)
 
     def spans(self, model: str, node: str) -> tuple[Span, ...]:
         """The maximal spans of `model` that rows give to `node`, in order; empty where none do."""
         return spans_of_units(self.units[model].get(node, frozenset()), self.n_blocks[model])
 
     def own_spans(self, model: str) -> tuple[Span, ...]:
-        """The spans of `model` that this node serves."""
+        """The spans of `model` that rows give to this node."""
         return self.spans(model, SELF)
 
     def peers_of(self, model: str) -> tuple[str, ...]:

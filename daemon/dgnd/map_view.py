@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dgn_backends.span import format_spans
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.check import SELF
+from dgnd.config.schema import AUTO
 from dgnd.control import api
 from dgnd.models import LocalModel
 from dgnd.names import Names
@@ -19,6 +20,9 @@ def map_rows(model: LocalModel, blocks: BlocksMap, offers: OfferBook, names: Nam
         names.id_of(node): format_spans(blocks.spans(model.name, node))
         for node in (SELF, *blocks.peers_of(model.name))
     }
+    whys = dict.fromkeys(offers.choosers(model), "chosen by the node itself")
+    if model.auto:
+        written[names.me], whys[names.me] = AUTO, model.why
     offered = {names.me: format_spans(model.loaded_spans())}
     for peer, hello in offers.heard.items():
         for offer in hello.offers:
@@ -34,6 +38,7 @@ def map_rows(model: LocalModel, blocks: BlocksMap, offers: OfferBook, names: Nam
                 span=span,
                 offered=live,
                 state=_state(model, node, span, live, offers),
+                why=whys.get(node, ""),
             )
 
 

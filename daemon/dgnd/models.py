@@ -57,6 +57,9 @@ class LocalModel:
     seal: Seal  #: of the files in `path`
     config: ModelConfig
     spans: tuple[Span, ...] = ()  #: what this node is to load
+    coming: tuple[Span, ...] | None = None  #: what takes their place, while that is loaded
+    auto: bool = False  #: whether this node chooses them itself
+    why: str = ""  #: where it does: what it chose and why, or why nothing yet
     manifest: Manifest | None = None  #: None until the digests are made
     problem: str = ""  #: why there is no manifest
     worker: WorkerHandle | None = None
@@ -143,6 +146,15 @@ class LocalModel:
     def loaded_spans(self) -> tuple[Span, ...]:
         """`loaded` as spans."""
         return tuple(s for item in self.loaded() for s in parse_spans(item.span, self.config.n_blocks))
+
+    def planned_spans(self) -> tuple[Span, ...]:
+        """What this node computes or is about to, as far as it knows."""
+        if self.problem:
+            return ()
+        if self.coming is not None:
+            return self.coming
+        lost = self.worker is None or self.worker.state in ("restarting", "failed")
+        return () if lost else self.spans
 
     def span_offers(self, *, leaving: bool = False) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""

@@ -16,6 +16,7 @@ from dgn_backends.span import Span
 from dgnd.admission import HopHost
 from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
+from dgnd.chooser import Chooser
 from dgnd.config.load import LoadedConfig
 from dgnd.drain import Drain
 from dgnd.driver_host import DriverHost, hop_ids
@@ -29,6 +30,7 @@ from dgnd.navigator import Navigator
 from dgnd.offers import OfferBook, conflict_text
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.parts import NodeParts
+from dgnd.plan import check_auto
 from dgnd.postoffice import PostOffice
 from dgnd.reload import Reloader, ReloadHost
 from dgnd.replacing import Replacing
@@ -86,6 +88,8 @@ class Node:
         blocks = BlocksMap.build(
             config, {name: model.config.n_blocks for name, model in self.models.items()}, loaded.error_at
         )
+        for name, row in blocks.auto.items():
+            check_auto(loaded, row, name, self.models[name].path, self.models[name].config)
         self.background = Background()
         quantised = config.node.state_dir / "quantised"
         self.workshop = Workshop(self.models, quantised, self._worker_news(), self.background, parts.worker)
@@ -144,6 +148,8 @@ class Node:
             leaving, self.hops, self.engine, self._tell_offers, self.background, config.node.drain_s
         )
         replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, self.drain)
+        self.chooser = Chooser(self.models, self.offers, self.names, replacing)
+        self.chooser.set_rows(blocks)
         self.reloader = Reloader(
             ReloadHost(
                 models=self.models,
@@ -172,6 +178,7 @@ class Node:
             network=self.network,
             drainer=self.drain,
             reloader=self.reloader,
+            chooser=self.chooser,
             stop=self.stop,
         )
 
@@ -210,6 +217,7 @@ class Node:
 
     def _set_blocks(self, blocks: BlocksMap) -> None:
         self.service.blocks = blocks
+        self.chooser.set_rows(blocks)
 
     def _serve(self, model: LocalModel) -> None:
         self.background.start(make_manifest, model, self._manifest_done)
@@ -326,6 +334,7 @@ class Node:
                 if model.worker is not None:
                     self.workshop.start(model.worker)
             self.background.start(self._sweep)
+            self.background.start(self.chooser.run)
             self.service.started = True
             await self.stop_requested.wait()
             self.drain.begin()

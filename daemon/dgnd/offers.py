@@ -6,12 +6,12 @@ Also what this node says of itself in Hello. Knows nothing of sessions or of how
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
 
 from dgn_backends.manifest import Manifest as TensorManifest
-from dgn_backends.span import Span, SpanSyntaxError, format_units, parse_spans
+from dgn_backends.span import Span, SpanSyntaxError, format_spans, format_units, parse_spans, parse_units
 from dgnd.exactness import Way
 from dgnd.leaving import Leaving
 from dgnd.links import Links
@@ -58,7 +58,13 @@ class OfferBook:
             tokenizer_digest=None if manifest is None else manifest.tokenizer_digest,
             manifest_digest=None if manifest is None or not manifest.complete else manifest.digest,
             spans=model.span_offers(leaving=self.leaving.refuses(model.name, own=False)),
+            planned=self._planned(model),
+            auto=model.auto,
         )
+
+    def _planned(self, model: LocalModel) -> str:
+        leaves = model.coming is None and self.leaving.refuses(model.name, own=False)
+        return "" if leaves else format_spans(model.planned_spans())
 
     def manifest_frames(self) -> list[Frame]:
         """My manifests, as a new peer is told them."""
@@ -151,6 +157,22 @@ class OfferBook:
         offers = hello.offers if hello is not None else ()
         return any(item.leaving for offer in offers if offer.model == model.name for item in offer.spans)
 
+    def plans(self, model: LocalModel) -> dict[str, frozenset[int]]:
+        """For each connected peer with my `model`, the units that it has or is about to have."""
+        return {
+            peer: _units(offer, model.config.n_blocks)
+            for peer, offer in self._of_peers(model)
+            if self.manifests.quarrel(peer, model.name) is None and peer not in self.parting
+        }
+
+    def choosers(self, model: LocalModel) -> dict[str, bool]:
+        """The connected peers that choose their blocks of the model themselves, and whether they have."""
+        return {peer: bool(offer.planned) for peer, offer in self._of_peers(model) if offer.auto}
+
+    def _of_peers(self, model: LocalModel) -> Iterator[tuple[str, ModelOffer]]:
+        for peer, hello in self.heard.items():
+            yield from ((peer, offer) for offer in hello.offers if offer.model == model.name)
+
     def missing(self, model: LocalModel) -> str:
         """What nobody reachable serves, in the config's notation; empty when a route exists."""
         n_blocks = model.config.n_blocks
@@ -180,6 +202,16 @@ class OfferBook:
             if model.manifest is not None and self.manifests.whole_digest(model.name) is None:
                 lines.append(f"model {model.name} is unverified: no node here has all its files")
         return lines
+
+
+def _units(offer: ModelOffer, n_blocks: int) -> frozenset[int]:
+    """What a peer plans; nothing where it can't be read."""
+    spans = [item.span for item in offer.spans if not item.leaving]
+    try:
+        texts = spans if offer.planned is None else filter(None, [offer.planned])
+        return frozenset().union(*(parse_units(text, n_blocks) for text in texts))
+    except SpanSyntaxError:
+        return frozenset()
 
 
 def conflict_text(model: str, conflict: tuple[str, str, str], name_of: Callable[[str], str]) -> str:

@@ -6,6 +6,7 @@ nothing of peers' real state or of compute.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +14,18 @@ from dgn_backends.errors import ModelError
 from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import TOKENIZER_FILE
 from dgn_backends.model import ModelConfig
-from dgn_backends.quant_plan import stored_bytes
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.registry import choose_backend
-from dgn_backends.span import Span, format_spans
-from dgn_backends.weights import INDEX_FILE, ModelFiles, span_tensors
-from dgnd.blocksmap import BlocksMap
+from dgn_backends.span import Span, format_spans, format_units, spans_of_units
+from dgn_backends.weights import INDEX_FILE, ModelFiles
+from dgnd.blocksmap import AutoRow, BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.check import SELF
-from dgnd.config.schema import ModelSection
 from dgnd.errors import ConfigError
 from dgnd.generation import model_sampling
 from dgnd.models import model_path
+from dgnd.sizes import Sizes, read_sizes
+from dgnd.system_memory import WEIGHTS_SHARE, room_for_weights
 from dgnd.text.assets import TextAssets
 
 #: Files beside the weights, as far as a model has them.
@@ -50,6 +52,16 @@ class NodePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class AutoPlan:
+    """What this node may choose of a model itself. `most_bytes`: of weights; `by_memory`: as it is now."""
+
+    most_bytes: int
+    by_memory: bool
+    blocks: int  #: how many fit
+    present: str  #: what it has the files of, in the config's notation
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPlan:
     """One model. `small_files`: what every node needs besides; `absent`: files that this node lacks."""
 
@@ -61,6 +73,7 @@ class ModelPlan:
     small_files: tuple[str, ...]
     missing: str
     absent: tuple[str, ...]
+    auto: AutoPlan | None  #: where this node chooses itself
     speechless: bool  #: without a tokenizer here, which only a node that answers prompts needs
 
 
@@ -81,25 +94,48 @@ def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
     counts = {name: config.n_blocks for name, config in configs.items()}
     blocks = BlocksMap.build(loaded.config, counts, loaded.error_at)
     return tuple(
-        _plan_model(name, paths[name], section, configs[name], blocks)
-        for name, section in loaded.config.models.items()
+        _plan_model(loaded, name, paths[name], configs[name], blocks) for name in loaded.config.models
     )
 
 
+def check_auto(loaded: LoadedConfig, row: AutoRow, name: str, path: Path, config: ModelConfig) -> Sizes:
+    """What this node may choose among. Raises ModelError, or ConfigError where `max_bytes` is too small for a
+    block, or no weights are here."""
+    sizes = read_sizes(path, config, loaded.config.models[name].quant)
+    if row.max_bytes is not None and row.max_bytes < sizes.of_block:
+        raise loaded.error_at(
+            ("blocks", row.index, "max_bytes"),
+            f'max_bytes is {row.max_bytes:,}, and a block of "{name}" needs {sizes.of_block:,}; raise it',
+        )
+    if not sizes.present:
+        raise loaded.error_at(("blocks", row.index), f"none of the weight files of {path} are here")
+    return sizes
+
+
+def _plan_auto(row: AutoRow, sizes: Sizes, config: ModelConfig) -> AutoPlan:
+    most = room_for_weights() if row.max_bytes is None else row.max_bytes
+    fitting = min(most // sizes.of_block, config.n_blocks)
+    present = format_units(sizes.present, config.n_blocks)
+    return AutoPlan(most, row.max_bytes is None, fitting, present)
+
+
 def _plan_model(
-    name: str, path: Path, section: ModelSection, config: ModelConfig, blocks: BlocksMap
+    loaded: LoadedConfig, name: str, path: Path, config: ModelConfig, blocks: BlocksMap
 ) -> ModelPlan:
+    section, row = loaded.config.models[name], blocks.auto.get(name)
     quant = section.quant
-    if blocks.own_spans(name):
+    if blocks.own_spans(name) or row is not None:
         choose_backend(section.backend, quant, section.device)
-    files = _files(path, needed=bool(blocks.own_spans(name)))
+    files = _files(path, needed=bool(blocks.own_spans(name)) or row is not None)
+    sizes = check_auto(loaded, row, name, path, config) if row is not None else None
     nodes = tuple(
         _plan_node(node, blocks.spans(name, node), quant, config, files) for node in blocks.units[name]
     )
     own = next((node.files for node in nodes if node.node == SELF), ())
     absent = tuple(file for file in own if not (path / file).exists())
     if files is not None and not absent:
-        for span in blocks.own_spans(name):
+        chosen = spans_of_units(sizes.present, config.n_blocks) if sizes is not None else ()
+        for span in [*blocks.own_spans(name), *chosen]:
             files.check(config, span)
     speechless = not (path / TOKENIZER_FILE).exists()
     if not speechless:
@@ -114,6 +150,7 @@ def _plan_model(
         small_files=tuple(file for file in SMALL_FILES if (path / file).exists()),
         missing=blocks.missing(name),
         absent=absent,
+        auto=None if row is None or sizes is None else _plan_auto(row, sizes, config),
         speechless=speechless,
     )
 
@@ -131,12 +168,10 @@ def _files(path: Path, *, needed: bool) -> ModelFiles | None:
 def _plan_node(
     node: str, spans: tuple[Span, ...], quant: str, config: ModelConfig, files: ModelFiles | None
 ) -> NodePlan:
-    tensors = {name: shape for span in spans for name, shape in span_tensors(config, span).items()}
     names: dict[str, None] = {}
     if files is not None:
         names = {file: None for span in spans for file in files.span_files(config, span)}
-    weights = sum(stored_bytes(quant, name, shape, config.dtype) for name, shape in tensors.items())
-    return NodePlan(node, spans, weights, tuple(names))
+    return NodePlan(node, spans, loaded_bytes(quant, config, spans), tuple(names))
 
 
 def format_plan(plans: tuple[ModelPlan, ...]) -> str:
@@ -145,10 +180,11 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
     for plan in plans:
         lines.append(f"{plan.name}: {plan.n_blocks} blocks, in {plan.path}")
         width = max((len(node.node) for node in plan.nodes), default=0)
+        quantised = "" if plan.quant == "none" else f" in {plan.quant}"
+        lines += _auto_lines(plan, plan.auto, quantised) if plan.auto is not None else []
         for node in plan.nodes:
             spans = format_spans(node.spans)
             weights = format_bytes(node.weights_bytes)
-            quantised = "" if plan.quant == "none" else f" in {plan.quant}"
             lines.append(f"  {node.node:{width}}  {spans}: {weights} of weights{quantised}")
             lines.extend(f"  {'':{width}}    {file}" for file in node.files)
         lines.append(f"  every node of this model also needs {' '.join(plan.small_files)}")
@@ -156,11 +192,20 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
             lines.append(
                 f"  warning: {plan.path / TOKENIZER_FILE} is missing: no prompt can be answered here"
             )
-        if plan.missing:
+        if plan.missing and plan.auto is not None:
+            lines.append(f"  no row of this file serves {plan.missing}: it chooses among that first")
+        elif plan.missing:
             lines.append(f"  warning: no row of this file serves {plan.missing}")
     if not plans:
         lines.append("no models: this node serves nothing and can answer nothing")
     return "\n".join(lines)
+
+
+def _auto_lines(plan: ModelPlan, auto: AutoPlan, quantised: str) -> Iterator[str]:
+    why = f", {WEIGHTS_SHARE:.0%} of the memory that is available now" if auto.by_memory else ""
+    yield f"  self  auto: up to {format_bytes(auto.most_bytes)} of weights{quantised}{why}"
+    yield f"    {auto.blocks} of {plan.n_blocks} blocks fit; it takes those that its peers lack most"
+    yield f"    its files here are those of {auto.present}"
 
 
 def format_bytes(count: int) -> str:

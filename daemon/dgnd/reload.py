@@ -14,7 +14,6 @@ import trio
 from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
 from dgnd.config.changes import Changes, changes
-from dgnd.config.check import SELF
 from dgnd.config.load import LoadedConfig, load_config
 from dgnd.config.schema import Config
 from dgnd.control import api
@@ -43,7 +42,6 @@ class Checked:
     found: Changes
     models: dict[str, LocalModel]  #: those that are new
     blocks: BlocksMap
-    weights: dict[str, int]  #: bytes of this node's own blocks, by model
 
 
 @dataclass(slots=True)
@@ -110,10 +108,7 @@ class Reloader:
             name: (models.get(name) or self.host.models[name]).config.n_blocks for name in found.config.models
         }
         blocks = BlocksMap.build(found.config, counts, loaded.error_at)
-        weights = {
-            plan.name: node.weights_bytes for plan in plans for node in plan.nodes if node.node == SELF
-        }
-        return Checked(loaded, found, models, blocks, weights)
+        return Checked(loaded, found, models, blocks)
 
     # --- into force
 
@@ -127,14 +122,16 @@ class Reloader:
         for name, model in checked.models.items():
             host.models[name] = model
             host.serve(model)
-        host.set_blocks(checked.blocks)
+        host.set_blocks(checked.blocks)  # of models that are new, too
         moved = []
         for name in found.config.models:
             model, section = host.models[name], found.config.models[name]
-            spans = checked.blocks.own_spans(name)
-            if spans != model.spans or name in found.worker_keys:
+            chosen = name in checked.blocks.auto  # what it has stays until it chooses otherwise
+            spans = None if chosen else checked.blocks.own_spans(name)
+            anew = name in found.worker_keys and not (chosen and model.worker is None)
+            if anew or (spans is not None and spans != model.spans):
                 moved.append(name)
-                wanted = Wanted(section, spans, checked.weights.get(name, 0))
+                wanted = Wanted(section, spans)
                 self._begin(f"other blocks of {name}", self._replace, model, wanted)
             elif section != model.section:
                 model.new_text(section)
@@ -184,7 +181,7 @@ class Reloader:
 
     async def _remove(self, model: LocalModel) -> None:
         host = self.host
-        await host.replacing.replace(model, Wanted(model.section, (), 0))
+        await host.replacing.replace(model, Wanted(model.section, ()))
         conversations = host.engine.conversations
         await wait_while(
             lambda: any(item.busy for item in conversations if item.model is model), host.drain.drain_s

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.span import Span, format_spans
 from dgnd.config.schema import ModelSection
 from dgnd.drain import Drain
@@ -29,11 +30,10 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a model is to have loaded here. `weights_bytes`: what that takes, as planned."""
+    """What a model is to have loaded here; `spans` None: what it has."""
 
     section: ModelSection
-    spans: tuple[Span, ...]
-    weights_bytes: int
+    spans: tuple[Span, ...] | None
 
 
 @dataclass(slots=True)
@@ -46,18 +46,34 @@ class Replacing:
     leaving: Leaving
     tell: Callable[[], None]
     drain: Drain
+    _one_at_a_time: trio.Lock = field(default_factory=trio.Lock)
 
     async def replace(self, model: LocalModel, wanted: Wanted) -> str:
-        """Gives `model` the worker that is wanted; returns why the old one stays, empty if it does not."""
+        """Gives `model` the worker that is wanted; returns why the old one stays, empty if it does not.
+
+        One after the other, whoever asks: what memory is available is known only when the one before is done.
+        """
+        async with self._one_at_a_time:
+            model.coming = model.spans if wanted.spans is None else wanted.spans
+            self.tell()
+            try:
+                return await self._replace(model, wanted.section, model.coming)
+            finally:
+                if model.coming is not None:
+                    model.coming = None
+                    self.tell()
+
+    async def _replace(self, model: LocalModel, section: ModelSection, spans: tuple[Span, ...]) -> str:
         old = model.worker
-        new = self.workshop.build(model, wanted.section, wanted.spans) if wanted.spans else None
-        if old is not None and new is not None and wanted.weights_bytes < available_bytes():
+        new = self.workshop.build(model, section, spans) if spans else None
+        needed = loaded_bytes(section.quant, model.config, spans)
+        if old is not None and new is not None and needed < available_bytes():
             self.workshop.start(new)
             why = await _loaded(new)
             if why:
                 await self.workshop.stop(new)
-                return f"{format_spans(wanted.spans)} of {model.name} can't be loaded: {why}"
-            self._switch(model, new, wanted)
+                return f"{format_spans(spans)} of {model.name} can't be loaded: {why}"
+            self._switch(model, new, section, spans)
             await self._retire(old)
             return ""
         if old is not None:
@@ -65,13 +81,16 @@ class Replacing:
             self.tell()
             await self._retire(old)
             self.leaving.models.discard(model.name)
-        self._switch(model, new, wanted)
+        self._switch(model, new, section, spans)
         if new is not None:
             self.workshop.start(new)
         return ""
 
-    def _switch(self, model: LocalModel, new: WorkerHandle | None, wanted: Wanted) -> None:
-        model.worker, model.section, model.spans = new, wanted.section, wanted.spans
+    def _switch(
+        self, model: LocalModel, new: WorkerHandle | None, section: ModelSection, spans: tuple[Span, ...]
+    ) -> None:
+        model.worker, model.section, model.spans = new, section, spans
+        model.coming = None
         self.tell()
 
     async def _retire(self, old: WorkerHandle) -> None:

@@ -17,6 +17,7 @@ import trio
 from dgn_backends.span import format_spans
 from dgnd.blocksmap import BlocksMap
 from dgnd.cache_view import cache_entries
+from dgnd.chooser import Chooser
 from dgnd.control import api
 from dgnd.control.checks import check_session
 from dgnd.drain import Drain
@@ -49,6 +50,7 @@ class NodeService:
     network: PeerNetwork
     drainer: Drain
     reloader: Reloader
+    chooser: Chooser
     stop: Callable[[], None]
     started: bool = False
     prober: Prober = field(default_factory=Prober)
@@ -69,7 +71,7 @@ class NodeService:
         if not self.started:
             return "starting"
         workers = [model.worker for model in self.models.values() if model.worker is not None]
-        if any(worker.state in ("starting", "loading") for worker in workers):
+        if self.chooser.waits or any(worker.state in ("starting", "loading") for worker in workers):
             return "loading"
         if any(model.manifest is None and not model.problem for model in self.models.values()):
             return "loading"
@@ -89,6 +91,7 @@ class NodeService:
             sessions=self._sessions(),
             notes=[
                 *self.reloader.notes(),
+                *self.chooser.notes(),
                 *self.offers.problems(self.names.of),
                 *away_notes(self.network.peers(), len(self.network.refusals())),
                 *self._relay_notes(),

@@ -16,7 +16,7 @@ import trio
 from dgn_backends.manifest import Manifest, make_manifest
 from dgn_backends.testing_models import make_tiny_llama
 from dgnd.config.load import LoadedConfig
-from dgnd.config.schema import BlocksRow, Config, ModelSection, NodeConfig, PeerSection
+from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, NodeConfig, PeerSection
 from dgnd.control import api
 from dgnd.identity import SEED_BYTES, Identity
 from dgnd.node import Node, NodeIdentity
@@ -133,7 +133,8 @@ class SimNode:
 
 class SimCluster:
     """See the module. `spans`: of each node, by name; "" for none. `apart`: pairs of nodes that don't know
-    each other."""
+    each other. `choosers`: nodes that choose their blocks themselves, with the bytes of weights that they
+    may."""
 
     def __init__(
         self,
@@ -144,10 +145,15 @@ class SimCluster:
         nursery: trio.Nursery,
         apart: Sequence[frozenset[str]] = (),
         recover_s: float = 10.0,
+        choosers: Mapping[str, int] | None = None,
     ) -> None:
         self.rng, self.log, self.nursery = rng, log, nursery
         self.net = Internet(rng, log.note, nursery)
         identities = {name: Identity(rng.randbytes(SEED_BYTES)) for name in spans}
+        auto = {
+            name: (BlocksRow(model=MODEL, peer="self", span=AUTO, max_bytes=most),)
+            for name, most in (choosers or {}).items()
+        }
         self.nodes = {}
         for name, identity in identities.items():
             log.name(identity.peer_id, name)
@@ -161,7 +167,8 @@ class SimCluster:
                     BlocksRow(model=MODEL, peer="self" if other == name else other, span=spans[other])
                     for other in known
                     if spans[other]
-                ),
+                )
+                + auto.get(name, ()),
             )
             self.nodes[name] = SimNode(name, identity, LoadedConfig(config, Path("/nowhere/dgn.toml")))
         self._model = model

@@ -44,7 +44,8 @@ def _seeded(rng: random.Random) -> Iterator[None]:
             (trio.to_thread, "run_sync", _at_once),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
-        stack.enter_context(mock.patch("dgnd.models.available_bytes", return_value=MEMORY))
+        for module in ("models", "replacing", "system_memory"):
+            stack.enter_context(mock.patch(f"dgnd.{module}.available_bytes", return_value=MEMORY))
         yield
     _SCHEDULER._r.setstate(state)
 

@@ -19,7 +19,7 @@ from dgn_backends.span import SpanSyntaxError, parse_units
 from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.locate import KeyPath
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
-from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
+from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, PeerSection
 from dgnd.errors import BadRequest, ConfigError
 from dgnd.identity import public_key_of
 from dgnd.text import templates
@@ -59,6 +59,15 @@ def check_values(config: Config, backends: Collection[str]) -> None:
         first_with_id[peer.id] = name
     for index, row in enumerate(config.blocks):
         _check_row(row, ("blocks", index), config)
+        earlier = [
+            other for other in config.blocks[:index] if other.model == row.model and other.peer == SELF
+        ]
+        if row.peer == SELF and any(AUTO in (row.span, other.span) for other in earlier):
+            raise KeyProblem(
+                ("blocks", index, "span"),
+                f'this node has a row for "{row.model}" already; span = "{AUTO}" chooses all that it has of '
+                "a model, and stands alone",
+            )
 
 
 def _check_node(config: Config) -> None:
@@ -146,6 +155,17 @@ def _check_row(row: BlocksRow, at: KeyPath, config: Config) -> None:
     if row.peer != SELF and row.peer not in config.peers:
         hint = did_you_mean(row.peer, {SELF, *config.peers})
         raise KeyProblem((*at, "peer"), f"there is no [peers.{row.peer}]{hint}")
+    if row.span == AUTO and row.peer != SELF:
+        raise KeyProblem(
+            (*at, "span"),
+            f'span = "{AUTO}" is for this node\'s own rows; a peer that chooses needs none: its offer counts',
+        )
+    if row.max_bytes is not None and row.span != AUTO:
+        raise KeyProblem((*at, "max_bytes"), f'max_bytes goes with span = "{AUTO}" alone')
+    if row.max_bytes is not None and row.max_bytes < 1:
+        raise KeyProblem((*at, "max_bytes"), "max_bytes must be at least 1")
+    if row.span == AUTO:
+        return
     try:
         parse_units(row.span, _MANY_BLOCKS)
     except SpanSyntaxError as error:

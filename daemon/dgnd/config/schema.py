@@ -50,12 +50,17 @@ class PeerSection(Section, frozen=True):
     addrs: tuple[str, ...] = ()
 
 
+#: The span of a row that leaves the choice to the node.
+AUTO = "auto"
+
+
 class BlocksRow(Section, frozen=True):
     """`[[blocks]]`: one row of the BlocksMap."""
 
     model: str
     peer: str  #: "self" or a name of [peers]
-    span: str
+    span: str  #: a comma list of units; AUTO: this node chooses contiguous ones itself
+    max_bytes: int | None = None  #: of AUTO: for weights; None: most of the memory that is available
 
 
 class SessionsConfig(Section, frozen=True):

@@ -108,9 +108,10 @@ class MapRow(msgspec.Struct, frozen=True):
     model: str
     peer: str
     name: str
-    span: str  #: of my config; empty where only the offer says so
+    span: str  #: of my config, "auto" where this node chooses; empty where only the offer says so
     offered: str  #: live; empty when unknown or not connected
     state: str
+    why: str = ""  #: where the node chooses its blocks itself
 
 
 class MapView(msgspec.Struct, frozen=True):

@@ -51,6 +51,8 @@ class ModelOffer(msgspec.Struct, frozen=True, kw_only=True):
     #: of the whole model, where the node has or was told all tensors' digests
     manifest_digest: str | None = None
     spans: tuple[SpanOffer, ...] = ()
+    planned: str | None = None  #: what it has loaded or is loading, in the config's notation; None: `spans`
+    auto: bool = False  #: whether it chooses these itself; then "" is not chosen yet
 
 
 class Hello(Message, tag="hello", frozen=True):
