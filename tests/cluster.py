@@ -67,6 +67,8 @@ class TestNode:
     dialled_at: int | None = None  #: the port that others are told, where it is not its own
     process: subprocess.Popen[bytes] | None = None
     extra_env: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    before: Sequence[str] = ()  #: what its command begins with: another network, say
 
     @property
     def socket(self) -> Path:
@@ -81,7 +83,7 @@ class TestNode:
     @property
     def address(self) -> str:
         """Where it listens, with its peer id."""
-        return f"/ip4/127.0.0.1/tcp/{self.port}/p2p/{self.peer_id}"
+        return f"/ip4/{self.host}/tcp/{self.port}/p2p/{self.peer_id}"
 
     @property
     def log(self) -> str:
@@ -93,7 +95,7 @@ class TestNode:
         """Starts the daemon; does not wait."""
         with (self.directory / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dgnd", "--config", str(self.config)],
+                [*self.before, sys.executable, "-m", "dgnd", "--config", str(self.config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -236,7 +238,7 @@ class Cluster:
             "[node]",
             f'name = "{name}"',
             f'state_dir = "{this.directory / "state"}"',
-            f'listen = ["/ip4/127.0.0.1/tcp/{this.port}"]',
+            f'listen = ["/ip4/{"0.0.0.0" if this.before else this.host}/tcp/{this.port}"]',
             *(f"{key} = {json.dumps(value)}" for key, value in (node or {}).items()),
             "[control]",
             f'socket = "{this.socket}"',
@@ -246,7 +248,7 @@ class Cluster:
         for peer in peers:
             other = self.nodes[peer]
             lines += [f"[peers.{peer}]", f'id = "{other.peer_id}"']
-            lines += [f'addrs = ["/ip4/127.0.0.1/tcp/{other.dialled_at or other.port}"]']
+            lines += [f'addrs = ["/ip4/{other.host}/tcp/{other.dialled_at or other.port}"]']
         for row in rows:
             peer = "self" if row.peer == name else row.peer
             lines += ["[[blocks]]", f'model = "{row.model}"', f'peer = "{peer}"', f'span = "{row.span}"']
