@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import Cluster, Row, TestNode
 from disturbed import SAMPLINGS, Asked, long_answer
+from load import serving
 from msgspec import structs
 from tiny_llama import make_tiny_llama
 
@@ -112,14 +114,41 @@ def test_without_a_replica_an_answer_waits_for_the_worker_to_be_back(pair: Clust
 
 
 def test_without_a_replica_an_answer_waits_for_the_node_to_be_back(pair: Cluster) -> None:
-    params, right = long_answer(pair.nodes["a"], {})
-    node = pair.nodes["b"]
+    origin, node = pair.nodes["a"], pair.nodes["b"]
+    params, right = long_answer(origin, {})
+
+    def waiting() -> list[dict[str, object]]:
+        return [s["waiting"] for s in origin.ctl_json("status")["sessions"] if s["waiting"]]
 
     def strike(_: list[str]) -> None:
         node.kill()
+        origin.wait_for(waiting, what="an answer that waits")
+        (found,) = waiting()
+        assert found["missing"] == "3-5,head"
+        assert 0 < float(str(found["left_s"])) <= 60
+        assert re.search(r"3-5,head of m +[1-6]?\d s", origin.ctl("status").stdout)
         node.start()
 
-    assert Asked(pair.nodes["a"], params, 20, strike).ids() == right
+    assert Asked(origin, params, 20, strike).ids() == right
+    assert not waiting()
+
+
+def test_a_worker_stopped_while_nobody_asks_is_not_offered(cluster: Cluster, stopped: list[int]) -> None:
+    origin, node = cluster.nodes["a"], cluster.nodes["b"]
+    params, right = long_answer(origin, {}, tokens=20)
+    (pid,) = node.worker_pids()
+    stopped.append(pid)
+    os.kill(pid, signal.SIGSTOP)
+    origin.wait_for(lambda: serving(origin) == set("acde"), 20, "word of the stopped worker")
+    (worker,) = node.ctl_json("status")["workers"]
+    assert worker["state"] == "silent"
+    assert f"(pid {pid}) neither answers nor computes" in worker["detail"]
+    answer = Asked(origin, params, 0, lambda _: None)
+    assert answer.ids() == right
+    assert answer.longest_s < 2  # nobody had to find out
+    os.kill(pid, signal.SIGCONT)
+    origin.wait_for(lambda: serving(origin) == set("abcde"), what="offers of all")
+    node.wait_ready()
 
 
 def test_what_nobody_covers_in_time_is_named_with_who_had_it(model: Path, tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ def describe(found: Status) -> str:
     if found.sessions:
         rows_sessions = [(s.id[:16], s.model, str(s.position), route(s.route)) for s in found.sessions]
         parts.append(table(("SESSION", "MODEL", "TOKENS", "ROUTE"), rows_sessions))
+    if waiting := [(s, s.waiting) for s in found.sessions if s.waiting is not None]:
+        rows_waiting = [
+            (s.id[:16], f"{w.missing} of {s.model}" if w.missing else w.why, f"{w.left_s:.0f} s")
+            for s, w in waiting
+        ]
+        parts.append(table(("WAITING", "FOR", "AT MOST"), rows_waiting))
     if found.notes:
         parts.append(table(("NOTES",), [(note,) for note in found.notes]))
     return "\n".join(parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import trio
 
@@ -63,6 +64,14 @@ MAX_CHUNK = 128
 _ENDS = (WorkerDied, StaleState, TicketRefused, LimitError)
 
 
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """An answer can't go on now: why, and until when it is tried, in trio's time."""
+
+    error: DgnError
+    deadline: float
+
+
 class SessionDriver:
     """One session's conversation with its hops. At most one of its coroutines runs at a time."""
 
@@ -76,6 +85,7 @@ class SessionDriver:
         self.exactly: Line | None = None  #: how further hops of this answer must compute, where it matters
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.reserve: list[RouteHop] = []  #: of those, what the next route does without, until it is laid
+        self.waits: Waits | None = None
         self.host = host
         self.lease_s = lease_s
         self._laid = False
@@ -216,7 +226,7 @@ class SessionDriver:
         session.resume(common, window, new=len(fresh) == len(self.line))
         self.lineage.through(self.line, fresh, common)
         self.sound = {hop.hop for hop in session.route}
-        self._laid = True
+        self._laid, self.waits = True, None
 
     def _give_up_reserve(self) -> None:
         for hop in self.reserve:
@@ -259,7 +269,7 @@ class SessionDriver:
             self.close_hop(hop)
         self.session.drop_route()
         self.lineage.clear()
-        self._laid = False
+        self._laid, self.waits = False, None
         self.dead.clear()
         self.leaving.clear()
 

@@ -114,6 +114,7 @@ class Engine:
                 conversation.cut_off = None
                 return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
+                conversation.driver.waits = None
                 if params.session is None:
                     conversation.driver.close()
                 else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import trio
 
 from dgn_backends.span import format_units
-from dgnd.driver import SessionDriver
+from dgnd.driver import SessionDriver, Waits
 from dgnd.errors import (
     BlocksMissing,
     DgnError,
@@ -58,9 +58,10 @@ class Navigator:
             try:
                 await self.open(driver, model)
                 return
-            except (NotReady, StaleState, Inexact):
+            except (NotReady, StaleState, Inexact) as error:
                 if trio.current_time() >= deadline:
                     raise
+                driver.waits = Waits(error, deadline)
             except (LimitError, PeerError) as error:  # who has no room or does not answer is passed over
                 if isinstance(error, PeerGone) or tries <= 0 or not self.can_spare(driver, model):
                     raise

@@ -188,7 +188,7 @@ class Node:
         return WorkshopHandlers(
             on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
             on_ready=self._offers_changed,
-            on_silent=lambda model, why, keys: self.hops.on_worker_silent(model, why, keys),
+            on_silent=self._on_worker_silent,
             on_down=self._on_worker_down,
         )
 
@@ -286,6 +286,10 @@ class Node:
         self.offers.peer_down(peer)
         self.hops.on_peer_down(peer)
         self.engine.on_peer_down(peer, why)
+        self.network.announce()
+
+    def _on_worker_silent(self, model: str, why: str, keys: Collection[HopKey]) -> None:
+        self.hops.on_worker_silent(model, why, keys)
         self.network.announce()
 
     def _on_worker_down(

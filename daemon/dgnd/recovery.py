@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from dgnd.driver import SessionDriver
+from dgnd.driver import SessionDriver, Waits
 from dgnd.errors import (
     BlocksMissing,
     DgnError,
@@ -71,6 +71,7 @@ class Recovery:
                 if trio.current_time() >= deadline and not self.driver.reserve:
                     raise self._given_up(again, first) from again
                 error = again
+                self.driver.waits = Waits(again, deadline)
             else:
                 log.info(
                     "session %s goes on after %.2f s: %s",

@@ -21,6 +21,7 @@ from dgnd.chooser import Chooser
 from dgnd.control import api
 from dgnd.control.checks import check_session
 from dgnd.drain import Drain
+from dgnd.driver import Waits
 from dgnd.engine import DeltaSink, Engine
 from dgnd.errors import BlocksMissing, ModelError, NotFound
 from dgnd.footprint import footprint
@@ -134,6 +135,7 @@ class NodeService:
                 position=len(item.driver.session.tokens),
                 route_number=item.driver.session.route_number,
                 route=self.engine.route_of(item.driver.session),
+                waiting=_waiting(item.driver.waits),
             )
             for item in self.engine.conversations
         ]
@@ -329,6 +331,13 @@ def _template_name(model: LocalModel) -> str:
         return model.text.template_name
     except ModelError:
         return ""
+
+
+def _waiting(waits: Waits | None) -> api.WaitStatus | None:
+    if waits is None:
+        return None
+    left_s = max(waits.deadline - trio.current_time(), 0.0)
+    return api.WaitStatus(str(waits.error.data.get("missing", "")), waits.error.message, round(left_s, 1))
 
 
 def _paste(peer_id: str) -> str:

@@ -6,6 +6,7 @@ Knows the frames only by name: steps and their answers pass through. One `Worker
 
 from __future__ import annotations
 
+import itertools
 import logging
 import signal
 import socket
@@ -51,6 +52,8 @@ log = logging.getLogger("dgnd.workers")
 _READ_BYTES = 1 << 18
 _PING_INTERVAL_S = 2.0
 _SILENT_S = 30.0  #: without any byte from a worker for this long it is taken for hung
+#: Without a byte and without computing for so many pings one that nobody waits for is not offered any more.
+_QUIET_PINGS = 2
 _LOOK_S = 2.0  #: without a byte and without computing for so long while an answer waits it is told of
 _TICK_S = 0.1
 _SILENT_LOADING_S = 180.0  #: the same before it is loaded: importing a library holds up everything in it
@@ -100,9 +103,13 @@ class WorkerHandle:
         return self.state == "ready"
 
     @property
+    def _loaded(self) -> bool:
+        return self.state in ("ready", "silent")
+
+    @property
     def _patience_s(self) -> float:
         """How long it may be silent now."""
-        return _SILENT_S if self.ready else _SILENT_LOADING_S
+        return _SILENT_S if self._loaded else _SILENT_LOADING_S
 
     @property
     def _label(self) -> str:
@@ -123,7 +130,9 @@ class WorkerHandle:
 
     def look_after(self) -> None:
         """An answer waits for it: if it neither answers nor computes for a while, `on_silent` is told."""
-        if self._nursery is not None and self.ready and not self._looked_after:
+        if self.state == "silent":
+            self._handlers.on_silent(self.model, self.detail)
+        elif self._nursery is not None and self.ready and not self._looked_after:
             self._looked_after = True
             self._nursery.start_soon(self._look)
 
@@ -137,10 +146,19 @@ class WorkerHandle:
                 break
         else:
             if moved_by(self.pid) == moved:
-                self._handlers.on_silent(
-                    self.model, f"(pid {self.pid}) neither answers nor computes: stopped, or hung"
-                )
+                self._fell_silent()
         self._looked_after = False
+
+    def _fell_silent(self) -> None:
+        """It is not offered until something comes from it."""
+        self.state, self.detail = "silent", f"(pid {self.pid}) neither answers nor computes: stopped, or hung"
+        log.warning("worker of %s %s", self.model, self.detail)
+        self._handlers.on_silent(self.model, self.detail)
+
+    def _came_back(self) -> None:
+        self.state, self.detail = "ready", ""
+        log.info("worker of %s (pid %s) answers again", self.model, self.pid)
+        self._handlers.on_ready(self.model)
 
     async def run(self) -> None:
         """Runs until cancelled; the process is gone when this returns."""
@@ -149,7 +167,7 @@ class WorkerHandle:
             started = trio.current_time()
             error = await self._run_once()
             why, before = error.message, self.fault
-            if self.ready and trio.current_time() - started > _STEADY_S:
+            if self._loaded and trio.current_time() - started > _STEADY_S:
                 delay = _FIRST_DELAY_S
             self.fault = error if isinstance(error, _PERMANENT) else None
             self.state = "restarting" if self.fault is None else "failed"
@@ -195,7 +213,7 @@ class WorkerHandle:
             ):
                 self._nursery = nursery
                 nursery.start_soon(self._send_all, stream, receive)
-                nursery.start_soon(self._ping, send)
+                nursery.start_soon(self._ping, send, process.pid)
                 hung = await self._receive_all(stream)
                 nursery.cancel_scope.cancel()
         finally:
@@ -238,6 +256,8 @@ class WorkerHandle:
                 if not data:
                     return False
                 self._heard += 1
+                if self.state == "silent":
+                    self._came_back()
                 silence.deadline = trio.current_time() + self._patience_s
                 try:
                     decoder.receive_data(data)
@@ -285,9 +305,13 @@ class WorkerHandle:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the reader sees the EOF and says why
 
-    async def _ping(self, send: trio.MemorySendChannel[Frame]) -> None:
-        nonce = 0
-        while True:
-            nonce += 1
+    async def _ping(self, send: trio.MemorySendChannel[Frame], pid: int) -> None:
+        """Asks for a sign of life now and then, also while nobody waits for an answer."""
+        quiet = 0
+        for nonce in itertools.count(1):
+            before = self._heard, moved_by(pid)
             send.send_nowait(Frame(Ping(nonce=nonce)))
             await trio.sleep(_PING_INTERVAL_S)
+            quiet = quiet + 1 if (self._heard, moved_by(pid)) == before else 0
+            if quiet >= _QUIET_PINGS and self.ready:
+                self._fell_silent()

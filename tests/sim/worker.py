@@ -67,6 +67,9 @@ class SimWorker:
         """SIGSTOP and SIGCONT."""
         self.frozen = frozen
         if not frozen:
+            if self.state == "silent":
+                self.state = "ready"
+                self._handlers.on_ready(self.model)
             self._thawed.set()
             self._thawed = trio.Event()
 
@@ -90,6 +93,7 @@ class SimWorker:
             if self._signs > signs or not self.frozen:
                 break
         else:
+            self.state = "silent"
             self._handlers.on_silent(self.model, "neither answers nor computes: stopped, or hung")
         self._looked_after = False
 

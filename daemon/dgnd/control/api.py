@@ -28,12 +28,20 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     model: str
     spans: str
     pid: int | None
-    state: str  #: starting, loading, ready, restarting, failed
+    state: str  #: starting, loading, ready, silent, restarting, failed
     backend: str
     weights_bytes: int
     kv_bytes: int
     kv_budget_bytes: int = 0  #: what kv_bytes may grow to; 0: not known yet
     detail: str = ""  #: progress, or why it is not ready
+
+
+class WaitStatus(msgspec.Struct, frozen=True):
+    """What an answer waits for, and for how long it still will."""
+
+    missing: str  #: blocks that nobody serves, in the config's notation; empty where it is something else
+    why: str
+    left_s: float
 
 
 class SessionStatus(msgspec.Struct, frozen=True):
@@ -45,6 +53,7 @@ class SessionStatus(msgspec.Struct, frozen=True):
     position: int
     route_number: int
     route: list[RouteHop]
+    waiting: WaitStatus | None = None  #: of an answer that nobody can go on with now
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
