@@ -3,7 +3,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test check demo-model test-rootfs test-js bench clean
+.PHONY: help demo test check demo-model test-rootfs test-js test-churn bench clean
 
 help:
 	@echo 'make demo               two daemons that share the demo model, and a chat with them'
@@ -13,6 +13,7 @@ help:
 	@echo 'make demo-model         train the demo model again'
 	@echo 'make test-rootfs        the demo in a minimal Debian root filesystem (root, mmdebstrap)'
 	@echo 'make test-js            js-libp2p from npm asks a node (node, npm)'
+	@echo 'make test-churn         an hour of nodes that die, leave and join under load'
 	@echo 'make bench              figures of this machine'
 	@echo 'make clean              removes .venv and caches'
 
@@ -43,6 +44,10 @@ test-rootfs:
 test-js:
 	@scripts/bootstrap.sh test
 	DGN_TEST_JS=1 $(BIN)/python -m pytest -rs tests/test_p2p_js.py
+
+test-churn:
+	@scripts/bootstrap.sh test
+	$(BIN)/python benchmarks/churn.py --seconds 3600
 
 bench:
 	@scripts/bootstrap.sh test

@@ -34,7 +34,7 @@ from dgn_backends.tensor import Tensor
 from dgnd.background import Background
 from dgnd.control import api
 from dgnd.control.client import ControlClient
-from dgnd.errors import NotReady, PeerError
+from dgnd.errors import NotReady, PeerError, PeerGone
 from dgnd.identity import Identity
 from dgnd.p2p import negotiate
 from dgnd.postoffice import WAITING, PostOffice
@@ -702,3 +702,41 @@ def test_what_a_peer_does_not_read_is_bounded_and_what_can_not_be_sent_ends_noth
     lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "lazy does not read" in line]) == 1
     assert len([line for line in lines if "can't be sent" in line]) == 1
+
+
+def test_nothing_is_left_of_a_peer_that_is_gone() -> None:
+    sent: list[tuple[str, Frame]] = []
+
+    async def main() -> None:
+        up = {"a", "b"}
+        goes_on = trio.Event()
+
+        async def send(peer: str, frame: Frame, bulk: bool) -> None:
+            await goes_on.wait()
+            if peer not in up:
+                raise PeerGone("gone")
+            sent.append((peer, frame))
+
+        background = Background()
+        office = PostOffice("me", send, lambda peer, frame: None, background)
+        first, second = (Frame(HopLength(key=HopKey("o", "s", 1), branch=0, length=n)) for n in (1, 2))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(background.run)
+            idle = trio.lowlevel.current_statistics().tasks_living
+            for peer in ("a", "a", "a", "b"):
+                office.post(peer, first)
+            await trio.testing.wait_all_tasks_blocked()
+            up.remove("a")
+            office.forget("a")
+            office.post("a", first)  # its own answer to what came before
+            goes_on.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert sent == [("b", first)]
+            assert trio.lowlevel.current_statistics().tasks_living == idle + 1
+            up.add("a")
+            office.post("a", second)
+            await trio.testing.wait_all_tasks_blocked()
+            assert sent == [("b", first), ("a", second)]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)

@@ -283,6 +283,7 @@ class Node:
         self._offers_changed()
 
     def _on_down(self, peer: str, why: str) -> None:
+        self.office.forget(peer)
         self.offers.peer_down(peer)
         self.hops.on_peer_down(peer)
         self.engine.on_peer_down(peer, why)

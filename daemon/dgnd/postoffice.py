@@ -1,15 +1,17 @@
 """Frames by address: to a peer through the network, to one's own peer id back into the daemon.
 
 So the origin's own blocks are a hop like any other. Posting never blocks: each address has a queue and a
-task. The credits of sessions keep the queues short; what a peer has us answer and doesn't read is bounded by
-WAITING. Knows nothing of what frames mean.
+task, which end with the connection. The credits of sessions keep the queues short; what a peer has us answer
+and doesn't read is bounded by WAITING. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import trio
 
@@ -26,6 +28,21 @@ Send = Callable[[str, Frame, bool], Awaitable[None]]
 Deliver = Callable[[str, Frame], None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Queue:
+    """What waits for one address."""
+
+    inlet: trio.MemorySendChannel[Frame]
+    outlet: trio.MemoryReceiveChannel[Frame]
+
+    def end(self) -> None:
+        """Nothing more comes, and what waits is thrown away."""
+        self.inlet.close()
+        with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+            while True:
+                self.outlet.receive_nowait()
+
+
 class PostOffice:
     """Queues and the tasks that empty them, one for each address, made when first needed."""
 
@@ -33,7 +50,7 @@ class PostOffice:
         self.me = me
         self._send = send
         self._deliver = deliver
-        self._queues: dict[tuple[str, bool], trio.MemorySendChannel[Frame]] = {}
+        self._queues: dict[tuple[str, bool], _Queue] = {}
         self._full: set[tuple[str, bool]] = set()
         self._background = background
 
@@ -42,25 +59,33 @@ class PostOffice:
         elsewhere."""
         address = (peer, peer != self.me and is_bulk(frame))
         if address not in self._queues:
-            send, receive = trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING)
-            self._queues[address] = send
-            self._background.start(self._carry, *address, receive)
+            queue = _Queue(*trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING))
+            self._queues[address] = queue
+            self._background.start(self._carry, *address, queue)
         try:
-            self._queues[address].send_nowait(frame)
+            self._queues[address].inlet.send_nowait(frame)
         except trio.WouldBlock:
             if address not in self._full:
                 self._full.add(address)
                 log.warning("%s does not read: %d frames wait, further ones are dropped", peer, WAITING)
 
-    async def _carry(self, peer: str, bulk: bool, frames: trio.MemoryReceiveChannel[Frame]) -> None:
-        async for frame in frames:
+    def forget(self, peer: str) -> None:
+        """The connection to `peer` is over: what waits for it is lost, and its tasks end."""
+        for address in ((peer, False), (peer, True)):
+            if address in self._queues:
+                self._queues.pop(address).end()
+
+    async def _carry(self, peer: str, bulk: bool, queue: _Queue) -> None:
+        async for frame in queue.outlet:
             if peer == self.me:
                 self._deliver(peer, frame)
                 continue
             try:
                 await self._send(peer, frame, bulk)
             except PeerGone:
-                pass
+                if self._queues.get((peer, bulk)) is queue:
+                    del self._queues[peer, bulk]
+                queue.end()
             except ProtocolError as error:  # a fault of ours must not end the daemon
                 log.error("a frame for %s can't be sent: %s", peer, error.message)
             self._full.discard((peer, bulk))
