@@ -1,4 +1,4 @@
-"""Two minutes of benchmarks/churn.py: answers survive, and nothing grows. `make test-churn` is an hour of it."""
+"""Two minutes of benchmarks/churn.py: answers survive, nothing grows. `make test-churn` is an hour of it."""
 
 from __future__ import annotations
 
