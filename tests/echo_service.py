@@ -19,6 +19,7 @@ from dgnd.errors import BlocksMissing, NotFound, PeerRefused, WorkerDied
 
 PEER = "12D3KooWA1b2c3d4e5f6g7h8i9jAkBmCnDoEpFqGrHsJtKuLvMwX"
 ROUTE = [api.RouteHop(PEER, "desk", "embed,0-3"), api.RouteHop(PEER[:-1] + "Y", "attic", "4-7,head")]
+FIGURES = api.Figures("embed,0-3", 12.34, 0.123, 1.5, 4096)
 TIMINGS = api.Timings(0.1, 0.2, 0.15)
 TOKEN_S = 0.02
 LONG = 500
@@ -39,8 +40,18 @@ class EchoService:
         worker = api.WorkerStatus("tiny", "embed,0-3", 4711, "ready", "reference", 123456789, 4096)
         session = api.SessionStatus("s1", "tiny", PEER, 42, 0, ROUTE)
         missing = {"tiny": "4-7,head"}
+        speeds = [api.NodeFigures("tiny", PEER, "desk", 1.25, [FIGURES])]
         return api.Status(
-            "0.1.0", 4710, PEER, "desk", "degraded", [worker], missing, [session], ["tiny: unverified"]
+            "0.1.0",
+            4710,
+            PEER,
+            "desk",
+            "degraded",
+            [worker],
+            missing,
+            [session],
+            ["tiny: unverified"],
+            speeds=speeds,
         )
 
     async def models_list(self) -> list[api.ModelInfo]:
@@ -60,14 +71,15 @@ class EchoService:
         ]
 
     async def map_show(self) -> api.MapView:
-        rows = [api.MapRow("tiny", PEER, "desk", "embed,0-3", "embed,0-3", "ready")]
+        rows = [api.MapRow("tiny", PEER, "desk", "embed,0-3", "embed,0-3", "ready", figures=[FIGURES])]
         return api.MapView(
             [*rows, api.MapRow("tiny", PEER, "attic", "4-7,head", "", "unreachable")], {"tiny": "4-7"}
         )
 
     async def peers_list(self) -> api.PeerList:
-        offer = api.PeerOffer("tiny", "4-7,head", "f32/reference")
-        peer = api.PeerInfo(PEER, "attic", "connected", ["/ip4/10.0.0.2/tcp/4001"], 1.25, [offer])
+        offer = api.PeerOffer("tiny", "4-7,head", "f32/reference", [FIGURES])
+        addrs, trips = ["/ip4/10.0.0.2/tcp/4001"], {"desk": 1.25, "hall": 130.2}
+        peer = api.PeerInfo(PEER, "attic", "connected", addrs, 1.25, [offer], trips=trips)
         refused = api.Refusal(
             PEER, "/ip4/10.0.0.9/tcp/5", "2025-01-02T03:04:05Z", "not in [peers]", "[peers.x]\nid = 1"
         )

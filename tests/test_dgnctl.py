@@ -83,8 +83,17 @@ def test_what_status_shows(daemon: EchoDaemon, capfd: pytest.CaptureFixture[str]
         "4-7,head",
         "desk embed,0-3 > attic 4-7,head",
         "unverified",
+        "tiny   desk  embed,0-3  12.3      0.12       1.5    4096     1.2",
     ):
         assert part in out
+    run_command(["map"])
+    out = capfd.readouterr().out
+    assert "tiny   desk   embed,0-3   embed,0-3  12.3      ready" in out
+    assert "tiny   attic  4-7,head    -          -         unreachable" in out
+    run_command(["peers"])
+    out = capfd.readouterr().out
+    assert "embed,0-3: 12.3 ms a token, 0.12 ms a prompt position, 1.5 sessions at work\n" in out
+    assert "round trips: desk 1.2 ms, hall 130 ms\n" in out
     run_command(["peers", "--refused"])
     assert "[peers.x]\nid = 1\n" in capfd.readouterr().out
 

@@ -16,6 +16,8 @@ from dgnd import routing
 from dgnd.errors import BlocksMissing
 from dgnd.links import UNKNOWN_MS, Links
 from dgnd.routing import (
+    BESIDE,
+    CURIOUS,
     HOP_MS,
     Asked,
     Edge,
@@ -102,7 +104,7 @@ def every_route(
             if not set(range(units.start, stop)) <= set(offer.span.units()):
                 continue
             part = sum(asked.weights[unit] for unit in range(units.start, stop)) / sum(weights)
-            ms = HOP_MS + offer.step_ms * (part + offer.queue) + link_ms(asked.links, at, offer.peer)
+            ms = HOP_MS + offer.step_ms * (part + BESIDE * offer.queue) + link_ms(asked.links, at, offer.peer)
             for rest, hops in every_route(found, asked, range(stop, units.stop), offer.peer, end):
                 yield ms + rest, hops + 1
 
@@ -138,28 +140,25 @@ def test_a_part_is_the_cheapest_between_its_ends(
 ) -> None:
     units = range(min(first, last), max(first, last) + 1)
     ends = data.draw(st.sampled_from(PEERS)), data.draw(st.sampled_from(PEERS))
-    avoid = data.draw(st.sets(st.sampled_from(PEERS)))
     asked = Asked("m", N, links, weights=weights)
-    left = [offer for offer in found if offer.peer not in avoid]
-    lacking = set(units) & missing_units(left, N)
+    lacking = set(units) & missing_units(found, N)
     if lacking:
         with pytest.raises(BlocksMissing, match="nobody reachable serves"):
-            find_part(asked, found, units, avoid, ends)
+            find_part(asked, found, units, ends)
         return
-    hops = find_part(asked, found, units, avoid, ends)
+    hops = find_part(asked, found, units, ends)
     assert [unit for hop in hops for unit in hop.span.units()] == list(units)
-    assert not avoid & {hop.peer for hop in hops}
     ms, at = 0.0, ends[0]
     for hop in hops:
         size = sum(weights[unit] for unit in hop.span.units())
         ms += link_ms(links, at, hop.peer) + min(
-            HOP_MS + (o.step_ms or 0.0) * (size / sum(weights[u] for u in o.span.units()) + o.queue)
-            for o in left
+            HOP_MS + (o.step_ms or 0.0) * (size / sum(weights[u] for u in o.span.units()) + BESIDE * o.queue)
+            for o in found
             if o.peer == hop.peer and o.span.contains(hop.span)
         )
         at = hop.peer
     ms += link_ms(links, at, ends[1])
-    best = min(every_route(left, asked, units, *ends))
+    best = min(every_route(found, asked, units, *ends))
     assert best[0] - 1e-3 <= ms <= best[0] * (1 + routing.TIE) + 1e-3
 
 
@@ -236,9 +235,8 @@ def test_the_faster_replica_is_taken_also_where_it_is_away() -> None:
     assert named(find_route(near, [slow, fast, usual])) == [("p", "embed,0-3,head")]
     far = replace(ASKED, links=Links("me", {"p": 200.0, "q": 2.0}))
     assert named(find_route(far, [slow, fast, usual])) == [("q", "embed,0-3,head")]
-    busy = replace(fast, queue=4.0)
+    busy = replace(fast, queue=8.0)
     assert named(find_route(near, [slow, busy, usual])) == [("q", "embed,0-3,head")]
-    assert named(find_route(near, [slow, fast, usual], avoid=["p", "q"])) == [("me", "embed,0-3,head")]
 
 
 def test_a_slow_link_between_two_peers_is_gone_around() -> None:
@@ -278,6 +276,44 @@ def test_who_lacks_room_gets_only_what_nobody_else_has() -> None:
     assert named(find_route(asked, [full, other])) == [("me", "embed,0-3,head")]  # all that there is
 
 
+# --- nodes without figures
+
+
+def test_who_was_not_measured_counts_as_its_fastest_replica_and_shares_with_it() -> None:
+    found = offers(p="embed,0-3,head", q="embed,0-3,head", r="embed,0-3,head")
+    slow, fast, new = (replace(o, step_ms=ms) for o, ms in zip(found, (60.0, 20.0, None), strict=True))
+    links = Links("me", {"p": 2.0, "q": 2.0, "r": 2.0})
+    taken = sessions([slow, fast, new], links)
+    assert taken["p"] == 0
+    assert 0.4 < taken["r"] / 2000 < 0.7  # half, and those that are curious
+
+
+def test_a_faster_stage_elsewhere_says_nothing_of_who_was_not_measured() -> None:
+    found = offers(p="embed,0-1", q="2-3,head", r="2-3,head")
+    gpu, slow, new = (replace(o, step_ms=ms) for o, ms in zip(found, (1.0, 60.0, None), strict=True))
+    links = Links("me", dict.fromkeys("pqr", 2.0), live=dict.fromkeys(PEERS, PEERS))
+    asked = replace(ASKED, links=links)
+    assert predicted_ms(asked, [gpu, slow, new], [Hop("r", Span(2, N, head=True))]) == predicted_ms(
+        asked, [gpu, slow, new], [Hop("q", Span(2, N, head=True))]
+    )
+
+
+def test_who_was_not_measured_and_is_further_away_is_tried_by_a_few() -> None:
+    found = offers(me="embed,0-3,head", p="embed,0-3,head")
+    mine, new = replace(found[0], step_ms=100.0), found[1]
+    taken = sessions([mine, new], Links("me", {"p": 40.0}))
+    assert abs(taken["p"] / 2000 - 1 / CURIOUS) < 0.03
+    assert sessions([mine, replace(new, step_ms=100.0)], Links("me", {"p": 40.0}))["p"] == 0
+
+
+def test_nobody_moves_a_running_session_to_who_was_not_measured() -> None:
+    found = [Offer("p", WHOLE, 100.0), Offer("q", WHOLE), Offer("r", WHOLE, 5.0)]
+    for i in range(50):
+        asked = replace(ASKED, session=str(i), links=Links("me", {"p": 0.0, "q": 0.0, "r": 0.0}))
+        assert not worth_moving(asked, found, [Hop("p", WHOLE)], [Hop("q", WHOLE)], 0)
+        assert worth_moving(asked, found, [Hop("p", WHOLE)], [Hop("r", WHOLE)], 0)
+
+
 # --- spreading
 
 
@@ -311,6 +347,12 @@ def test_a_replica_that_comes_takes_sessions_and_moves_no_other() -> None:
         assert after[0].peer in (before[0].peer, "r")
         taken += after[0].peer == "r"
     assert abs(taken / 500 - 1 / 3) < 0.1
+
+
+def test_a_session_goes_to_the_idle_one_of_two_replicas() -> None:
+    idle = [replace(o, step_ms=20.0) for o in offers(p="embed,0-3,head", q="embed,0-3,head")]
+    busy = [replace(idle[0], queue=1.0), idle[1]]
+    assert set(sessions(busy, Links("me", {"p": 2.0, "q": 2.0}), 100)) == {"q"}
 
 
 def test_spreading_adds_no_hops() -> None:
@@ -372,8 +414,8 @@ def test_what_is_missing_of_a_part_is_named_for_the_part_alone() -> None:
     found = offers(me="embed,0", p="1-2")
     assert named(find_part(ASKED, found, range(1, 3))) == [("me", "0"), ("p", "1")]
     with pytest.raises(BlocksMissing) as caught:
-        find_part(ASKED, found, range(1, 5), avoid=["p"])
-    assert caught.value.data == {"missing": "1-3", "model": "m"}
+        find_part(ASKED, found, range(2, 5))
+    assert caught.value.data == {"missing": "3", "model": "m"}
 
 
 HOPS = [Hop("p", Span(0, 1, embed=True)), Hop("q", Span(1, 3)), Hop("r", Span(3, 4, head=True))]

@@ -187,7 +187,8 @@ def test_the_map_shows_where_my_rows_and_live_offers_differ(cluster: Cluster, ct
     )
     _, shown, _ = ctl["a"]("map")
     (line,) = [line for line in shown.splitlines() if line.split()[:2] == ["m", "c"]]
-    assert line.split()[2:] == ["2", "1-2", "differs", "from", "this", "map"]
+    assert line.split()[2:4] == ["2", "1-2"]
+    assert line.endswith("differs from this map")
     # c's word counts: with b away, block 2 is there, and 3 is not
     a.wait_for(lambda: a.ctl_json("status")["missing"] == {"m": "3,head"}, what="all but b")
     assert a.ctl_json("map")["missing"] == {"m": "3,head"}

@@ -6,7 +6,8 @@ import click
 
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, table
-from dgnd.control.api import MapView, ModelInfo
+from dgnctl.speeds import ms
+from dgnd.control.api import Figures, MapView, ModelInfo
 
 
 @click.command()
@@ -56,10 +57,12 @@ def show_map(ctx: click.Context, as_json: bool) -> None:
 
 def describe_map(found: MapView) -> str:
     """For people, in 80 columns."""
-    rows = [(r.model, r.name or r.peer, r.span or "-", r.offered or "-", r.state) for r in found.rows]
-    parts = (
-        [table(("MODEL", "PEER", "CONFIGURED", "OFFERED", "STATE"), rows)] if rows else ["the map is empty\n"]
-    )
+    rows = [
+        (r.model, r.name or r.peer, r.span or "-", r.offered or "-", speed(r.figures), r.state)
+        for r in found.rows
+    ]
+    headers = ("MODEL", "PEER", "CONFIGURED", "OFFERED", "MS/TOKEN", "STATE")
+    parts = [table(headers, rows)] if rows else ["the map is empty\n"]
     whys = [(r.model, r.name or r.peer, r.why) for r in found.rows if r.why]
     if whys:
         parts.append(table(("MODEL", "PEER", "WHY THESE BLOCKS"), whys))
@@ -67,3 +70,9 @@ def describe_map(found: MapView) -> str:
         missing = [(model, span) for model, span in found.missing.items()]
         parts.append(table(("MODEL", "MISSING: NOBODY IN REACH SERVES"), missing))
     return "\n".join(parts)
+
+
+def speed(figures: list[Figures]) -> str:
+    """ms for a token through all that is offered; a dash where some of it was not measured."""
+    known = [item.step_ms for item in figures if item.step_ms is not None]
+    return ms(sum(known)) if known and len(known) == len(figures) else "-"

@@ -9,6 +9,7 @@ import click
 from dgnctl.multiaddress import check_multiaddress
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
+from dgnctl.speeds import in_words, ms
 from dgnd.control.api import ConnectParams, PeerInfo, PeerList, PeerParams, Refusal
 
 _LET_IN: Final = """\
@@ -92,7 +93,12 @@ def describe_peer(peer: PeerInfo) -> str:
     lines = [f"{peer.name or peer.id}: {peer.state}{trip}"]
     if peer.detail:
         lines.append(f"  {peer.detail}")
-    lines += [f"  offers {offer.model} {offer.spans}" for offer in peer.offers]
+    for offer in peer.offers:
+        lines.append(f"  offers {offer.model} {offer.spans}")
+        lines += [f"    {item.span}: {words}" for item in offer.figures if (words := in_words(item))]
+    if peer.trips:
+        trips = ", ".join(f"{name} {ms(trip)} ms" for name, trip in peer.trips.items())
+        lines.append(f"  round trips: {trips}")
     lines.append(f"  {peer.id}")
     lines += [f"  {addr}" for addr in peer.addrs]
     return "\n".join(lines) + "\n"

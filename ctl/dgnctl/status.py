@@ -6,6 +6,7 @@ import click
 
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size, table
+from dgnctl.speeds import speed_table
 from dgnd.control.api import RouteHop, Status
 
 
@@ -46,6 +47,8 @@ def describe(found: Status) -> str:
             for s, w in waiting
         ]
         parts.append(table(("WAITING", "FOR", "AT MOST"), rows_waiting))
+    if found.speeds:
+        parts.append(speed_table(found.speeds))
     if found.notes:
         parts.append(table(("NOTES",), [(note,) for note in found.notes]))
     return "\n".join(parts)

@@ -83,6 +83,7 @@ class SessionDriver:
         self.lineage = Lineage()  #: how what the hops hold was computed
         self.exact = False  #: the answer has to be exact
         self.exactly: Line | None = None  #: how further hops of this answer must compute, where it matters
+        self.positions = 0  #: how long the session may soon be, for room in KV caches
         self.leaving: set[int] = set()  #: hops that ask to be replaced soon, and go on until then
         self.reserve: list[RouteHop] = []  #: of those, what the next route does without, until it is laid
         self.waits: Waits | None = None

@@ -40,6 +40,8 @@ from dgnd.wire.messages import Frame, HopKey
 DeltaSink = Callable[[str, list[int]], Awaitable[None]]
 #: Why a hop could not be opened though it was offered: others may be asked at once.
 _GONE = (Draining, PeerGone, WorkerDied)
+#: An answer is taken to have as many tokens at first, if it may: what a route should have room for.
+EXPECTED_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -115,6 +117,7 @@ class Engine:
                 return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
                 conversation.driver.waits = None
+                self.navigator.bookings.end(conversation.driver.session.id)
                 if params.session is None:
                     conversation.driver.close()
                 else:
@@ -164,6 +167,7 @@ class Engine:
         driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
         if driver.exact and driver.session.encoded:
             driver.close()  # what came over the wire so is in the KV
+        driver.positions = len(prompt) + min(answer.limit, EXPECTED_TOKENS)
 
         async def work() -> None:
             if not answer.done:

@@ -89,6 +89,11 @@ class Answer:
         """Whether no more tokens are wanted."""
         return self.finish_reason is not None or len(self.token_ids) >= self._limit
 
+    @property
+    def limit(self) -> int:
+        """Tokens that it may have."""
+        return self._limit
+
     def end_within(self, tokens: int | None) -> None:
         """It has no more than `tokens`, as if the request had said so."""
         if tokens is not None:

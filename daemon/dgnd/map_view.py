@@ -12,6 +12,7 @@ from dgnd.control import api
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook
+from dgnd.speed_view import figures
 
 
 def map_rows(model: LocalModel, blocks: BlocksMap, offers: OfferBook, names: Names) -> Iterator[api.MapRow]:
@@ -39,6 +40,7 @@ def map_rows(model: LocalModel, blocks: BlocksMap, offers: OfferBook, names: Nam
                 offered=live,
                 state=_state(model, node, span, live, offers),
                 why=whys.get(node, ""),
+                figures=figures(offers.said(node, model.name)),
             )
 
 

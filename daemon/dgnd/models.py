@@ -24,7 +24,8 @@ from dgnd.generation import model_sampling
 from dgnd.seal import Seal
 from dgnd.system_memory import available_bytes
 from dgnd.text.assets import TextAssets
-from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer
+from dgnd.wire.limits import FIGURE_MS_MAX, QUEUE_MAX
+from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer, WorkerStats
 from dgnd.workers import WorkerHandle
 
 log = logging.getLogger("dgnd.models")
@@ -159,9 +160,9 @@ class LocalModel:
     def span_offers(self, *, leaving: bool = False) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""
         available = available_bytes()
-        if self.worker is not None and self.worker.stats.kv_budget:
-            stats = self.worker.stats
-            available = min(available, max(stats.kv_budget - stats.kv_bytes, 0))
+        stats = WorkerStats() if self.worker is None else self.worker.stats
+        if stats.kv_budget:
+            available = min(available, max(stats.kv_budget - stats.kv_busy, 0))
         return tuple(
             SpanOffer(
                 span=item.span,
@@ -170,10 +171,19 @@ class LocalModel:
                 row_invariant=item.row_invariant,
                 quant=self.section.quant,
                 free_kv_positions=available // max(item.kv_bytes_per_position, 1),
+                step_ms=_figure(stats.step_ms, sum(self.config.unit_weights[u] for u in span.units())),
+                prefill_ms=_figure(stats.prompt_ms, span.stop - span.start),
+                queue=min(round(stats.queue, 2), QUEUE_MAX),
                 leaving=leaving,
             )
             for item in self.loaded()
+            for span in parse_spans(item.span, self.config.n_blocks)
         )
+
+
+def _figure(ms: float | None, times: float) -> float | None:
+    """A figure as said to peers."""
+    return None if ms is None else min(round(ms * times, 4), FIGURE_MS_MAX)
 
 
 def read_model(

@@ -5,12 +5,14 @@ Words why there is none. Knows nothing of token ids or text.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
 from dgn_backends.span import format_units
+from dgnd.bookings import Bookings
 from dgnd.driver import SessionDriver, Waits
 from dgnd.errors import (
     BlocksMissing,
@@ -30,9 +32,11 @@ from dgnd.mending import mended_line
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook, conflict_text
-from dgnd.routing import Asked, Hop, Offer, edges, find_route, missing_units, predicted_ms
+from dgnd.routing import Asked, Hop, Offer, edges, find_route, missing_units, predicted_ms, worth_moving
 from dgnd.session import RouteHop
 from dgnd.suspects import Suspects
+
+log = logging.getLogger("dgnd.navigator")
 
 _POLL_S = 0.05
 
@@ -44,13 +48,18 @@ class Navigator:
     offers: OfferBook
     names: Names
     suspects: Suspects
+    bookings: Bookings
 
     async def ensure(self, driver: SessionDriver, model: LocalModel, wait_s: float) -> None:
-        """Keeps the session's hops if they can be used, else opens new ones, waiting as long as is asked.
+        """Keeps the session's hops if they can be used and nothing is much better, else opens new ones,
+        waiting as long as is asked. To be called between two answers.
 
         Raises what `open` raises.
         """
         if driver.usable and (not driver.exact or _is_exact(driver)):
+            self._leave_for_better(driver, model)
+        if driver.usable and (not driver.exact or _is_exact(driver)):
+            self.bookings.begin(driver.session.id, model.name, [hop.peer for hop in driver.session.route])
             return
         deadline = trio.current_time() + wait_s
         tries = len(self.offers.heard)
@@ -69,12 +78,36 @@ class Navigator:
                 continue
             await trio.sleep(_POLL_S)
 
+    def _leave_for_better(self, driver: SessionDriver, model: LocalModel) -> None:
+        """Gives up hops of the session if another route is much better. The hops after the first one that
+        changes compute again, too, and where that may give other numbers all do: nothing is mixed."""
+        route = driver.session.route
+        old = [Hop(hop.peer, hop.span) for hop in route]
+        asked, exactly = self._asked(driver, model), driver.line if driver.exact else None
+        try:
+            new = find_route(asked, self._offered(driver, model, exactly, anybody=False))
+        except BlocksMissing:
+            return
+        offers = self._booked(driver, model, self.offers.offers(model))
+        if not worth_moving(asked, offers, old, new, driver.session.sent):
+            return
+        places = ", ".join(f"{self.names.of(hop.peer)} {hop.span}" for hop in new)
+        log.info("session %s moves to %s", driver.session.id, places)
+        same = next(i for i, hop in enumerate(new) if hop not in old[i : i + 1])
+        ways = [self.offers.way(model, hop.peer, hop.span) for hop in new[same:]]
+        if all(way is not None and way.row_invariant for way in ways) and same:
+            driver.leaving |= {hop.hop for hop in route[same:]}
+            driver.let_go()
+        else:
+            driver.close()
+
     async def open(self, driver: SessionDriver, model: LocalModel) -> None:
         """Opens the best route now, of which the session's hops that still hold what they were sent stay.
 
-        Raises as `find` does, and what a hop refuses.
+        Raises as `_find` does, and what a hop refuses.
         """
         line = self._line(driver, model)
+        self.bookings.begin(driver.session.id, model.name, [hop.peer for hop in line])
         manifest = model.manifest
         assert manifest is not None  # `_line` made sure
         identity = ModelIdentity(
@@ -100,7 +133,7 @@ class Navigator:
                 return self._line_as(driver, model, driver.line)
             except NotReady:
                 pass  # nothing is said yet: all of it may be computed elsewhere
-        return self.find_exact(model, driver.session.id)
+        return self._find_exact(driver, model)
 
     def _line_as(
         self, driver: SessionDriver, model: LocalModel, exactly: Line | None
@@ -143,12 +176,12 @@ class Navigator:
             if self._lives(driver, model, hop) and (leaving or hop.hop not in driver.leaving)
         ]
         if not staying:
-            return self.find(model, driver.session.id, exactly=exactly, anybody=anybody)
+            return self._find(driver, model, exactly, anybody=anybody)
         staying.sort(key=lambda hop: hop.span.units()[0])
         self._refuse_conflict(model, [hop.peer for hop in staying])
         held = {unit for hop in staying for unit in hop.span.units()}
-        offers = self._usable(model, exactly, held, anybody=anybody)
-        return mended_line(self.asked(model, driver.session.id), staying, offers)
+        offers = self._offered(driver, model, exactly, held, anybody=anybody)
+        return mended_line(self._asked(driver, model), staying, offers)
 
     def _lives(self, driver: SessionDriver, model: LocalModel, hop: RouteHop) -> bool:
         return (
@@ -177,34 +210,43 @@ class Navigator:
         lacking = missing_units(trusted, model.config.n_blocks) - set(held)
         return offers if anybody and lacking else trusted
 
-    def asked(self, model: LocalModel, session: str = "", positions: int = 0) -> Asked:
-        """What a route for a session of so many positions is searched for, with what is known of links
-        now."""
-        config = model.config
-        return Asked(
-            model.name, config.n_blocks, self.offers.links(), session, positions, config.unit_weights
-        )
-
-    def find(
+    def _offered(
         self,
+        driver: SessionDriver,
         model: LocalModel,
-        session: str = "",
-        positions: int = 0,
-        avoid: Collection[str] = (),
-        exactly: Line | None = None,
+        exactly: Line | None,
+        held: Collection[int] = (),
         *,
         anybody: bool = True,
+    ) -> list[Offer]:
+        """What is usable for a session."""
+        return self._booked(driver, model, self._usable(model, exactly, held, anybody=anybody))
+
+    def _booked(self, driver: SessionDriver, model: LocalModel, offers: Sequence[Offer]) -> list[Offer]:
+        """The offers with the answers that this node began just now."""
+        session = driver.session.id
+        return [
+            replace(offer, queue=offer.queue + self.bookings.beside(session, model.name, offer.peer))
+            for offer in offers
+        ]
+
+    def _asked(self, driver: SessionDriver, model: LocalModel) -> Asked:
+        """What a route for a session is searched for, with what is known of links now."""
+        config, links, session = model.config, self.offers.links(), driver.session.id
+        return Asked(model.name, config.n_blocks, links, session, driver.positions, config.unit_weights)
+
+    def _find(
+        self, driver: SessionDriver, model: LocalModel, exactly: Line | None, *, anybody: bool = True
     ) -> tuple[Hop, ...]:
-        """The best route now for a session of so many positions, without the peers in `avoid`; `anybody` as
-        in `_usable`. Raises ModelError, BackendUnavailable, NotReady, BlocksMissing or ManifestMismatch."""
+        """The best route now for a session; `anybody` as in `_usable`. Raises ModelError, BackendUnavailable,
+        NotReady, BlocksMissing or ManifestMismatch."""
         if model.problem:
             raise ModelError(model.problem)
         if model.manifest is None:
             raise NotReady(f"model {model.name} is being verified: making digests of its files")
         try:
-            route = find_route(
-                self.asked(model, session, positions), self._usable(model, exactly, anybody=anybody), avoid
-            )
+            offers = self._offered(driver, model, exactly, anybody=anybody)
+            route = find_route(self._asked(driver, model), offers)
         except BlocksMissing:
             self._refuse_conflict(model, [self.offers.me, *self.offers.heard])
             worker = model.worker
@@ -219,11 +261,11 @@ class Navigator:
         self._refuse_conflict(model, [hop.peer for hop in route])
         return route
 
-    def find_exact(self, model: LocalModel, session: str = "", positions: int = 0) -> tuple[Hop, ...]:
-        """The best route whose answer is exact. Raises what `find` raises, and Inexact, which names who could
-        serve what is missing, but not so."""
-        self.find(model, session, positions)
-        asked, offers = self.asked(model, session, positions), self._usable(model, None)
+    def _find_exact(self, driver: SessionDriver, model: LocalModel) -> tuple[Hop, ...]:
+        """The best route whose answer is exact. Raises what `_find` raises, and Inexact, which names who
+        could serve what is missing, but not so."""
+        self._find(driver, model, None)
+        asked, offers = self._asked(driver, model), self._offered(driver, model, None)
         ways = {offer: self.offers.way(model, offer.peer, offer.span) for offer in offers}
         for sets in kinds(way for way in ways.values() if way is not None):
             routes = []

@@ -16,12 +16,14 @@ from dgn_backends.span import Span
 from dgnd.admission import HopHost
 from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
+from dgnd.bookings import Bookings
 from dgnd.chooser import Chooser
 from dgnd.config.load import LoadedConfig
 from dgnd.drain import Drain
 from dgnd.driver_host import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
+from dgnd.figures import LOOK_S, Saying
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
@@ -97,7 +99,7 @@ class Node:
             model.spans = blocks.own_spans(name)
             if model.spans:
                 model.worker = self.workshop.build(model, model.section, model.spans)
-        self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models)
+        self.offers = OfferBook(self.me, who.name, f"dgn/{who.version}", self.models, trio.current_time)
         self.names = Names(self.me, who.name, config.peers, self.offers.heard)
         self.network = parts.network(
             who.identity,
@@ -111,6 +113,7 @@ class Node:
                 hello=self.offers.hello, on_frame=self._on_frame, on_up=self._on_up, on_down=self._on_down
             ),
         )
+        self.offers.round_trips = self.network.round_trips
         for name, peer in config.peers.items():
             if peer.id == self.me:
                 raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
@@ -137,7 +140,7 @@ class Node:
         )
         self.engine = Engine(
             models=self.models,
-            navigator=Navigator(self.offers, self.names, self.suspects),
+            navigator=Navigator(self.offers, self.names, self.suspects, Bookings(trio.current_time)),
             host=host,
             settings=EngineSettings(
                 config.sessions.idle_s, config.sessions.max_sessions, config.sessions.recover_s
@@ -308,7 +311,7 @@ class Node:
         """As `announce`, and on the way of all other frames: those that follow are read in its light."""
         hello = self.offers.hello()
         for peer in list(self.offers.heard):
-            self.office.post(peer, Frame(Offers(offers=hello.offers, peers=hello.peers)))
+            self.office.post(peer, Frame(hello.update))
         self._offers_changed()
 
     def _manifest_done(self) -> None:
@@ -340,6 +343,7 @@ class Node:
                     self.workshop.start(model.worker)
             self.background.start(self._sweep)
             self.background.start(self.chooser.run)
+            self.background.start(self._say_figures)
             self.service.started = True
             await self.stop_requested.wait()
             self.drain.begin()
@@ -353,6 +357,13 @@ class Node:
             self.hops.sweep()
             self.workshop.keep(self.hops.hops)
             self.engine.sweep()
+
+    async def _say_figures(self) -> None:
+        saying = Saying()
+        while True:
+            await trio.sleep(LOOK_S)
+            if saying.is_due(self.offers.hello(), trio.current_time()):
+                self.network.announce()
 
     async def _farewell(self) -> None:
         self.engine.stopping = True

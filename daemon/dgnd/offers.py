@@ -13,13 +13,14 @@ import msgspec
 from dgn_backends.manifest import Manifest as TensorManifest
 from dgn_backends.span import Span, SpanSyntaxError, format_spans, format_units, parse_spans, parse_units
 from dgnd.exactness import Way
+from dgnd.figures import EXPIRY_S, told_trips
 from dgnd.leaving import Leaving
 from dgnd.links import Links
 from dgnd.models import LocalModel
 from dgnd.routing import Offer, missing_units
 from dgnd.trust import ManifestBook
 from dgnd.wire.codec import PROTOCOL_VERSIONS
-from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers
+from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers, SpanOffer
 
 log = logging.getLogger("dgnd.offers")
 
@@ -27,15 +28,21 @@ log = logging.getLogger("dgnd.offers")
 class OfferBook:
     """The live side of the BlocksMap."""
 
-    def __init__(self, me: str, name: str, software: str, models: Mapping[str, LocalModel]) -> None:
+    def __init__(
+        self, me: str, name: str, software: str, models: Mapping[str, LocalModel], now: Callable[[], float]
+    ) -> None:
+        """`now`: monotonic seconds."""
         self.me = me
         self.manifests = ManifestBook(me)
         self.heard: dict[str, Hello] = {}
+        self.round_trips: Callable[[], Mapping[str, float]] = dict  #: to connected peers, in ms
         self.leaving = Leaving()  #: of mine
         self.parting: set[str] = set()  #: peers that this node is about to let go
         self._name = name
         self._software = software
         self._models = models
+        self._now = now
+        self._heard_at: dict[str, float] = {}
 
     # --- what I say
 
@@ -47,6 +54,7 @@ class OfferBook:
             name=self._name,
             offers=tuple(self._my_offer(model) for model in self._models.values()),
             peers=tuple(self.heard),
+            trips=told_trips(self.round_trips()),
         )
 
     def _my_offer(self, model: LocalModel) -> ModelOffer:
@@ -87,16 +95,21 @@ class OfferBook:
     def peer_up(self, peer: str, hello: Hello) -> None:
         """A peer said Hello."""
         self.heard[peer] = hello
+        self._heard_at[peer] = self._now()
 
     def peer_says(self, peer: str, offers: Offers) -> None:
         """A connected peer's offers changed."""
         hello = self.heard.get(peer)
         if hello is not None:
-            self.heard[peer] = msgspec.structs.replace(hello, offers=offers.offers, peers=offers.peers)
+            self.heard[peer] = msgspec.structs.replace(
+                hello, offers=offers.offers, peers=offers.peers, trips=offers.trips
+            )
+            self._heard_at[peer] = self._now()
 
     def peer_down(self, peer: str) -> None:
         """A peer is gone, and its word with it."""
         self.heard.pop(peer, None)
+        self._heard_at.pop(peer, None)
         self.manifests.forget(peer)
 
     def peer_manifest(self, peer: str, message: Manifest) -> None:
@@ -116,21 +129,17 @@ class OfferBook:
     def offers(self, model: LocalModel) -> list[Offer]:
         """Spans that can be routed through now: mine, and those of peers whose weights agree with mine; not
         what is about to leave."""
-        mine = () if self.leaving.refuses(model.name, own=True) else model.loaded_spans()
-        found = [Offer(self.me, span) for span in mine]
-        for peer, hello in self.heard.items():
-            if peer in self.parting:
-                continue
-            for offer in hello.offers:
-                if offer.model == model.name and self.manifests.usable(peer, model.name):
-                    found += self._spans(peer, offer, model)
+        found = [] if self.leaving.refuses(model.name, own=True) else self._spans(self.me, model)
+        for peer in self.heard:
+            if peer not in self.parting and self.manifests.usable(peer, model.name):
+                found += self._spans(peer, model)
         return found
 
-    def _spans(self, peer: str, offer: ModelOffer, model: LocalModel) -> list[Offer]:
+    def _spans(self, peer: str, model: LocalModel) -> list[Offer]:
         try:
             return [
-                Offer(peer, span)
-                for item in offer.spans
+                Offer(peer, span, item.step_ms, item.prefill_ms, item.queue, item.free_kv_positions)
+                for item in self.said(peer, model.name)
                 if not item.leaving
                 for span in parse_spans(item.span, model.config.n_blocks)
             ]
@@ -138,12 +147,25 @@ class OfferBook:
             log.warning("offer of %s for %s is not used: %s", peer, model.name, error)
             return []
 
-    def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
-        """How `peer` computes `span`, also if it is about to leave; None where it is not offered now."""
+    def said(self, peer: str, model: str) -> list[SpanOffer]:
+        """What a node offers of a model, this one too; without figures that count no more."""
+        if peer == self.me:
+            return list(self._models[model].span_offers()) if model in self._models else []
         hello = self.heard.get(peer)
         offers = hello.offers if hello is not None else ()
-        said = [item for offer in offers if offer.model == model.name for item in offer.spans]
-        for item in model.span_offers() if peer == self.me else said:
+        items = [item for offer in offers if offer.model == model for item in offer.spans]
+        if self._is_fresh(peer):
+            return items
+        unmeasured = {"step_ms": None, "prefill_ms": None, "queue": 0.0}
+        return [msgspec.structs.replace(item, **unmeasured) for item in items]
+
+    def _is_fresh(self, peer: str) -> bool:
+        """Whether the figures that a peer said last still count."""
+        return self._now() - self._heard_at.get(peer, -EXPIRY_S) < EXPIRY_S
+
+    def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
+        """How `peer` computes `span`, also if it is about to leave; None where it is not offered now."""
+        for item in self.said(peer, model.name):
             try:
                 if any(offered.contains(span) for offered in parse_spans(item.span, model.config.n_blocks)):
                     return Way(item.quant, item.dtype, item.numerics, item.row_invariant)
@@ -153,9 +175,7 @@ class OfferBook:
 
     def is_leaving(self, model: LocalModel, peer: str) -> bool:
         """Whether a peer is about to leave with something of the model."""
-        hello = self.heard.get(peer)
-        offers = hello.offers if hello is not None else ()
-        return any(item.leaving for offer in offers if offer.model == model.name for item in offer.spans)
+        return any(item.leaving for item in self.said(peer, model.name))
 
     def plans(self, model: LocalModel) -> dict[str, frozenset[int]]:
         """For each connected peer with my `model`, the units that it has or is about to have."""
@@ -180,7 +200,8 @@ class OfferBook:
 
     def links(self) -> Links:
         """What is known of the links between nodes now."""
-        return Links(self.me, live=self.live())
+        said = {peer: hello.trips for peer, hello in self.heard.items() if self._is_fresh(peer)}
+        return Links(self.me, self.round_trips(), said, self.live())
 
     def live(self) -> dict[str, tuple[str, ...]]:
         """For each connected peer, whom it says to be connected with."""

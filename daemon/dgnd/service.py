@@ -35,6 +35,7 @@ from dgnd.p2p.settings import PeerState
 from dgnd.peer_notes import away_notes, who_should_serve
 from dgnd.probe.prober import Prober
 from dgnd.reload import Reloader
+from dgnd.speed_view import figures, node_figures, trips_of
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class NodeService:
             process=api.ProcessStatus(**dataclasses.asdict(footprint())),
             hops=len(self.hops.hops),
             journal_bytes=self.hops.journals.bytes,
+            speeds=list(node_figures(self.models, self.offers, self.names)),
         )
 
     def _missing(self) -> dict[str, str]:
@@ -241,6 +243,7 @@ class NodeService:
                 model=offer.model,
                 spans=",".join(span.span for span in offer.spans),
                 numerics="; ".join(dict.fromkeys(span.numerics for span in offer.spans)),
+                figures=figures(self.offers.said(peer.id, offer.model)),
             )
             for offer in (hello.offers if hello is not None else ())
             if offer.spans
@@ -253,6 +256,7 @@ class NodeService:
             rtt_ms=peer.rtt_ms,
             offers=offers,
             detail=peer.detail,
+            trips=trips_of(peer.id, self.offers, self.names),
         )
 
     async def peers_connect(self, params: api.ConnectParams) -> api.PeerInfo:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -21,7 +22,7 @@ from dgnd.p2p.heartbeat import NUDGE_S
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.wire.codec import PEER, FrameDecoder, encode_bytes
 from dgnd.wire.limits import DEFAULT_LIMITS
-from dgnd.wire.messages import Frame, Hello, Offers
+from dgnd.wire.messages import Frame, Hello
 
 GONE_S = NetworkSettings().gone_s
 #: What may be done to one frame. `corrupt`: the receiver's cipher finds out, and the connection ends.
@@ -29,6 +30,8 @@ Fault = Literal["delay", "duplicate", "corrupt", "cut"]
 #: How a node ends, as others see it: its kernel closes its connections, resets them, or is gone too.
 Death = Literal["eof", "reset", "silent"]
 _TICKS = 20
+#: Of one frame, from and to.
+DELAY_S = (0.0005, 0.004)
 
 
 def untouched(sender: str, receiver: str, frame: Frame) -> Fault | None:
@@ -67,7 +70,7 @@ class End:
         data = encode_bytes(frame)
         net.note("send", self.owner.me, self.peer, data)
         for _ in range(times):
-            self.other._put(data, bulk, net.delay() + more_s)
+            self.other._put(data, bulk, net.delay() + self.pair.further_s + more_s)
 
     def _put(self, data: bytes, bulk: bool, delay: float) -> None:
         if self.over:
@@ -115,7 +118,7 @@ class End:
         now = self.owner.handlers.hello()
         assert self.said is not None
         if (now.offers, now.peers) != (self.said.offers, self.said.peers):
-            self.send(Frame(Offers(offers=now.offers, peers=now.peers)), False)
+            self.send(Frame(now.update), False)
 
     def fail(self, why: str, tell: bool = True) -> None:
         """This end is over; the other one learns of it by `tell`."""
@@ -141,6 +144,7 @@ class Pair:
 
     peers: tuple[str, str]
     cut: bool = False
+    further_s: float = 0.0  #: more than usual, one way
     changed: trio.Event = field(default_factory=trio.Event)
 
     def wake(self) -> None:
@@ -165,7 +169,7 @@ class Internet:
 
     def delay(self) -> float:
         """Of one frame, in seconds."""
-        return self.rng.uniform(0.0005, 0.004)
+        return self.rng.uniform(*DELAY_S)
 
     def pair(self, a: str, b: str) -> Pair:
         """The pair, made when first named; from then on it is kept connected."""
@@ -194,6 +198,10 @@ class Internet:
             elif death == "silent":
                 self.nursery.start_soon(self._notice_silence, end.other)
         self.wake()
+
+    def slow_link(self, a: str, b: str, further_s: float) -> None:
+        """All that goes between the two takes longer, one way, from now on."""
+        self.pair(a, b).further_s = further_s
 
     def freeze(self, peer: str, frozen: bool) -> None:
         """SIGSTOP and SIGCONT."""
@@ -337,12 +345,17 @@ class SimNetwork:
         await trio.sleep(after_s)
         self.net.cut(self.me, peer, False)
 
+    def round_trips(self) -> dict[str, float]:
+        """Of connected peers, as the delays of frames are drawn."""
+        usual_s = statistics.fmean(DELAY_S)
+        return {peer: 2000 * (usual_s + end.pair.further_s) for peer, end in self.ends.items() if end.up}
+
     def announce(self) -> None:
         """What Hello says has changed."""
         now = self.handlers.hello()
         for end in self.ends.values():
             if end.up:
-                end.send(Frame(Offers(offers=now.offers, peers=now.peers)), False)
+                end.send(Frame(now.update), False)
 
     def patience_s(self, peer_id: str) -> float:
         """As PeerNetwork's."""

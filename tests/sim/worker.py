@@ -18,10 +18,12 @@ from dgnd.worker.joined import hops_of, positions
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
+from dgnd.worker.speed import Speed
 from dgnd.workers import WorkerHandlers
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 0.2, 60.0, 60.0
 _LOOK_S, _TICK_S, _SILENT_S = 2.0, 0.1, 30.0
+_STATS_S = 2.0
 
 
 class SimWorker:
@@ -38,6 +40,7 @@ class SimWorker:
         self.stats = WorkerStats()
         self.fault: DgnError | None = None
         self.frozen = False
+        self.slower = 1.0  #: times as long as usual
         self._handlers = handlers
         self._rng = rng
         self._note = note
@@ -135,6 +138,8 @@ class SimWorker:
         self.spans, self.state = worker.loaded(), "ready"
         self.stats = WorkerStats(kv_budget=worker.budget.total)
         self._handlers.on_ready(self.model)
+        speed = Speed()
+        self._nursery.start_soon(self._tell, worker, speed)
         scheduler, pace = Scheduler(), Pace()
         while True:
             if not len(scheduler):
@@ -143,17 +148,33 @@ class SimWorker:
             while receive.statistics().current_buffer_used:
                 self._put(scheduler, receive.receive_nowait())
             batch = scheduler.take(pace.budget)
+            works, begun = worker.works(batch), trio.current_time()
             self._running = frozenset(hops_of(batch))
             answers = worker.run(batch)
             took = self._rng.uniform(0.001, 0.003) + self._rng.uniform(0.0001, 0.0004) * positions(batch)
+            took *= self.slower
             await trio.sleep(took)
             await self._while_frozen()
+            speed.observe(works, begun, trio.current_time(), scheduler.beside(batch))
             pace.observe(positions(batch), took)
             self._running = frozenset()
             await trio.sleep(self._rng.uniform(0.0, 0.0003))  # until its writer has written them
             for answer in answers:
                 self._signs += 1
                 self._handlers.on_frame(self.model, answer)
+
+    async def _tell(self, worker: SpanWorker, speed: Speed) -> None:
+        while True:
+            await trio.sleep(_STATS_S)
+            if not self.frozen:
+                figures, budget = speed.said(trio.current_time()), worker.budget
+                self.stats = WorkerStats(
+                    kv_budget=budget.total,
+                    kv_busy=budget.busy_bytes,
+                    step_ms=figures.step_ms,
+                    prompt_ms=figures.prompt_ms,
+                    queue=figures.queue,
+                )
 
     async def _while_frozen(self) -> None:
         while self.frozen:

@@ -22,6 +22,26 @@ class RouteHop(msgspec.Struct, frozen=True):
     span: str
 
 
+class Figures(msgspec.Struct, frozen=True):
+    """How fast a node computes a span, as it says itself, in ms; null: not measured."""
+
+    span: str  #: in the config's notation
+    step_ms: float | None  #: a decode step of one session through the span
+    prefill_ms: float | None  #: one position of a prompt through it
+    queue: float  #: sessions whose steps are computed or wait there, on average over some seconds
+    free_kv: int  #: positions that a new session finds room for
+
+
+class NodeFigures(msgspec.Struct, frozen=True):
+    """What routes to a node are chosen by."""
+
+    model: str
+    peer: str
+    name: str
+    trip_ms: float | None  #: round trip from here; null: not measured, or this node
+    figures: list[Figures]
+
+
 class WorkerStatus(msgspec.Struct, frozen=True):
     """One worker process."""
 
@@ -80,6 +100,7 @@ class Status(msgspec.Struct, frozen=True):
     process: ProcessStatus = ProcessStatus(0, 0, 0, 0)
     hops: int = 0  #: open here, of all sessions
     journal_bytes: int = 0  #: kept of results that they passed on
+    speeds: list[NodeFigures] = []  #: of everybody whose offers can be used
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -121,6 +142,7 @@ class MapRow(msgspec.Struct, frozen=True):
     offered: str  #: live; empty when unknown or not connected
     state: str
     why: str = ""  #: where the node chooses its blocks itself
+    figures: list[Figures] = []  #: of what is offered
 
 
 class MapView(msgspec.Struct, frozen=True):
@@ -136,6 +158,7 @@ class PeerOffer(msgspec.Struct, frozen=True):
     model: str
     spans: str
     numerics: str
+    figures: list[Figures] = []
 
 
 class PeerInfo(msgspec.Struct, frozen=True):
@@ -148,6 +171,7 @@ class PeerInfo(msgspec.Struct, frozen=True):
     rtt_ms: float | None
     offers: list[PeerOffer]
     detail: str = ""
+    trips: dict[str, float] = {}  #: round trips in ms that it measured to others, by their names
 
 
 class Refusal(msgspec.Struct, frozen=True):

@@ -7,6 +7,8 @@ Knows the connection only as "when did bytes last come" and "send this ping".
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -17,6 +19,8 @@ _PROBE_S = 1.0
 #: For a sign of life that is asked for because an answer waits.
 NUDGE_S = 2.0
 _TICK_S = 0.1
+#: Pings by which the link is judged.
+_TRIPS = 9
 
 
 class Heartbeat:
@@ -34,7 +38,12 @@ class Heartbeat:
         self._nonce = 0
         self._sent_at = 0.0
         self._answered = trio.Event()
-        self.rtt_s: float | None = None
+        self._trips: deque[float] = deque(maxlen=_TRIPS)
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The usual round trip of late: one that met a busy process says nothing of the link."""
+        return statistics.median(self._trips) if self._trips else None
 
     def ping(self) -> None:
         """Asks for a sign of life."""
@@ -45,8 +54,7 @@ class Heartbeat:
     def pong(self, nonce: int) -> None:
         """The answer to a ping has come; only the last one counts."""
         if nonce == self._nonce:
-            sample = trio.current_time() - self._sent_at
-            self.rtt_s = sample if self.rtt_s is None else (3 * self.rtt_s + sample) / 4
+            self._trips.append(trio.current_time() - self._sent_at)
             self._answered.set()
 
     async def probe(self) -> bool:

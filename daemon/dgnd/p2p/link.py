@@ -230,7 +230,7 @@ class Link:
         self.heartbeat.ping()
         now, said = self._owner.hello(), self._said
         if said is not None and (now.offers, now.peers) != (said.offers, said.peers):
-            self.say(Offers(offers=now.offers, peers=now.peers))
+            self.say(now.update)
         early, self._early = self._early, []
         try:
             for frame in early:
@@ -271,7 +271,7 @@ class Link:
             case message:
                 if isinstance(message, Offers) and self.hello is not None:
                     self.hello = msgspec.structs.replace(
-                        self.hello, offers=message.offers, peers=message.peers
+                        self.hello, offers=message.offers, peers=message.peers, trips=message.trips
                     )
                 self._hand_over(frame)
 

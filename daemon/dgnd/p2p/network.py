@@ -28,7 +28,7 @@ from dgnd.p2p.negotiate import BULK, CONTROL
 from dgnd.p2p.refusals import Refusals
 from dgnd.p2p.settings import Known, NetworkHandlers, NetworkSettings, PeerState, PeerStatus, RefusalRecord
 from dgnd.p2p.standard import IDENTIFY, PING, identify_message
-from dgnd.wire.messages import Frame, Hello, Offers
+from dgnd.wire.messages import Frame, Hello
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -208,6 +208,11 @@ class PeerNetwork:
         rtt_ms = None if link.heartbeat.rtt_s is None else round(link.heartbeat.rtt_s * 1000, 3)
         return replace(state, state="connected", rtt_ms=rtt_ms, hello=link.hello, detail="")
 
+    def round_trips(self) -> dict[str, float]:
+        """Round trips to connected peers in ms, as far as they are measured."""
+        trips = {link.peer_id: link.heartbeat.rtt_s for link in self._links.values() if link.is_up}
+        return {peer: trip * 1000 for peer, trip in trips.items() if trip is not None}
+
     def refusals(self) -> list[RefusalRecord]:
         """The last inbound peers that were not let in, oldest first."""
         return self._refusals.list()
@@ -253,7 +258,7 @@ class PeerNetwork:
         now = self.hello()
         for link in self._links.values():
             if link.is_up:
-                link.say(Offers(offers=now.offers, peers=now.peers))
+                link.say(now.update)
 
     # --- for links
 

@@ -63,6 +63,8 @@ U64_MAX = (1 << 64) - 1
 I64_MAX = (1 << 63) - 1
 TICKET_BYTES = 16 << 10
 SIGNATURE_BYTES = 64
+#: Of what nodes say of times, in ms, and of sessions at work; and for how many links they say it.
+FIGURE_MS_MAX, QUEUE_MAX, TRIPS_MAX = 3.6e6, 1e4, 64
 _PENALTY = 100.0
 
 
@@ -144,6 +146,7 @@ def check_message(
             for offer in message.offers:
                 if not offer.n_blocks:
                     raise ProtocolError(f"{tag}: model {offer.model!r} of 0 blocks")
+            _check_figures(message, tag)
         case _:
             pass
     if dtype is not None:
@@ -217,6 +220,20 @@ def check_sampling(sampling: Sampling) -> None:
             raise ProtocolError(f"step.sample.{name}: {value} is not within {low:g} to {high:g}")
     if s.top_p == 0.0 or s.repetition_penalty == 0.0:
         raise ProtocolError("step.sample: top_p and repetition_penalty are above 0")
+
+
+def _check_figures(message: Hello | Offers, tag: str) -> None:
+    if len(message.trips) > TRIPS_MAX:
+        raise ProtocolError(f"{tag}.trips: {len(message.trips)} entries; at most {TRIPS_MAX}")
+    figures = [("trips", ms, FIGURE_MS_MAX) for ms in message.trips.values()]
+    for offer in message.offers:
+        for span in offer.spans:
+            figures.append(("step_ms", span.step_ms or 0.0, FIGURE_MS_MAX))
+            figures.append(("prefill_ms", span.prefill_ms or 0.0, FIGURE_MS_MAX))
+            figures.append(("queue", span.queue, QUEUE_MAX))
+    for name, value, high in figures:
+        if not 0.0 <= value <= high:
+            raise ProtocolError(f"{tag}: {name} of {value} is not within 0 to {high:g}")
 
 
 def _check_step(step: StepFrame, dtype: str | None, shape: tuple[int, ...], limits: Limits) -> None:

@@ -38,6 +38,9 @@ class SpanOffer(msgspec.Struct, frozen=True, kw_only=True):
     row_invariant: bool = False
     quant: str = "none"
     free_kv_positions: int = 0
+    step_ms: float | None = None  #: a decode step of one session through the span; None: not measured
+    prefill_ms: float | None = None  #: one position of a prompt through it
+    queue: float = 0.0  #: sessions whose steps are computed or wait there, on average over some seconds
     leaving: bool = False  #: hops that are open go on for a while, new ones are refused
 
 
@@ -64,13 +67,20 @@ class Hello(Message, tag="hello", frozen=True):
     offers: tuple[ModelOffer, ...] = ()
     peers: tuple[str, ...] = ()  #: peer ids with a live, mutually accepted connection
     ports: tuple[int, ...] = ()  #: of TCP, that the sender listens on
+    trips: dict[str, float] = {}  #: round trips in ms to some of `peers`
+
+    @property
+    def update(self) -> Offers:
+        """What of it may change, as the message that says so."""
+        return Offers(offers=self.offers, peers=self.peers, trips=self.trips)
 
 
 class Offers(Message, tag="offers", frozen=True):
-    """Replaces what Hello said, whenever it changes."""
+    """Replaces what Hello said, whenever it changes; figures in it age, so it is also said again."""
 
     offers: tuple[ModelOffer, ...] = ()
     peers: tuple[str, ...] = ()
+    trips: dict[str, float] = {}
 
 
 class Manifest(Message, tag="manifest", frozen=True):
@@ -353,6 +363,10 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
     sequences: int = 0
     waiting: int = 0
     kv_budget: int = 0  #: bytes that KV may take
+    kv_busy: int = 0  #: bytes of it that sessions hold which are answering
+    step_ms: float | None = None  #: a decode step of one session through one block; None: not measured
+    prompt_ms: float | None = None  #: one position of a prompt through one block
+    queue: float = 0.0  #: as in SpanOffer
 
 
 PeerMessage = (

@@ -32,6 +32,11 @@ class KVBudget(Generic[Key]):
         """Bytes that are spoken for now."""
         return sum(self._held.values())
 
+    @property
+    def busy_bytes(self) -> int:
+        """Bytes of sequences that are not idle."""
+        return self.held - sum(self._held[key] for key in self._idle)
+
     def most_positions(self, bytes_per_position: int, most: int) -> int:
         """Positions, of `most`, that one sequence gets where no other is busy."""
         fitting = self.total // bytes_per_position if self.total and bytes_per_position else most

@@ -49,6 +49,7 @@ from dgnd.worker.load_watch import LoadWatch
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
+from dgnd.worker.speed import Speed
 from dgnd.worker.watchdog import Watchdog
 
 _READ_BYTES = 1 << 18
@@ -86,7 +87,8 @@ class WorkerProcess:
         self._load: LoadSpans | None = None
         self._outbox: queue.SimpleQueue[list[Frame] | None] = queue.SimpleQueue()
         self._worker: SpanWorker | None = None
-        self._kv_bytes = 0
+        self._kv_bytes = self._kv_busy = 0
+        self._speed = Speed()  # guarded by _wake
 
     def run(self) -> int:
         """Computes on the calling thread until the daemon hangs up."""
@@ -137,6 +139,8 @@ class WorkerProcess:
                 self._wake.wait_for(lambda: len(self._scheduler) > 0)
                 self._wake.wait_for(self._scheduler.is_gathered, pace.patience_s)
                 batch = self._scheduler.take(pace.budget)
+                beside = self._scheduler.beside(batch)
+            works = worker.works(batch)
             begun = time.monotonic()
             self._note.write(hops_of(batch))
             with watchdog:
@@ -147,8 +151,12 @@ class WorkerProcess:
             self._note.write(())
             if answers:
                 self._outbox.put(answers)
-            pace.observe(positions(batch), time.monotonic() - begun)
-            self._kv_bytes = kv_bytes
+            ended = time.monotonic()
+            pace.observe(positions(batch), ended - begun)
+            if works and not any(isinstance(answer.message, Failure) for answer in answers):
+                with self._wake:
+                    self._speed.observe(works, begun, ended, beside)
+            self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
 
     def _read(self) -> None:
         decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
@@ -183,10 +191,20 @@ class WorkerProcess:
     def _stats(self) -> WorkerStats:
         worker = self._worker
         sequences = 0 if worker is None else worker.sequence_count()
+        now = time.monotonic()
         with self._wake:
             waiting = len(self._scheduler)
-        budget = 0 if worker is None else worker.budget.total
-        return WorkerStats(kv_bytes=self._kv_bytes, sequences=sequences, waiting=waiting, kv_budget=budget)
+            figures = self._speed.said(now)
+        return WorkerStats(
+            kv_bytes=self._kv_bytes,
+            sequences=sequences,
+            waiting=waiting,
+            kv_budget=0 if worker is None else worker.budget.total,
+            kv_busy=self._kv_busy,
+            step_ms=figures.step_ms,
+            prompt_ms=figures.prompt_ms,
+            queue=figures.queue,
+        )
 
     def _write(self) -> None:
         while (frames := self._outbox.get()) is not None:

@@ -38,10 +38,11 @@ from dgnd.wire.messages import (
     StepFrame,
     TokenFrame,
 )
-from dgnd.worker.joined import by_hop, cut, joined_inputs, step_of
+from dgnd.worker.joined import by_hop, cut, joined_inputs, positions, step_of
 from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
 from dgnd.worker.plugin import Plugin, checked, is_finite
 from dgnd.worker.sequence import WorkerSequence
+from dgnd.worker.speed import StepWork
 
 #: Chunks of one hop that may be under way in it at once.
 CREDITS = 4
@@ -90,6 +91,17 @@ class SpanWorker:
         """Open sequences."""
         return len(self._sequences)
 
+    def works(self, batch: Sequence[Frame]) -> list[StepWork]:
+        """How big the steps of a batch are; none for another frame."""
+        found = []
+        for frames in by_hop(batch) if isinstance(batch[0].message, StepFrame) else ():
+            sequence = self._sequences.get(step_of(frames[0]).key)
+            if sequence is not None:
+                span, runner = sequence.span, sequence.runner
+                size = positions(frames)
+                found.append(StepWork(id(runner), size, sequence.weight, span.stop - span.start))
+        return found
+
     def run(self, batch: Sequence[Frame]) -> list[Frame]:
         """Does one batch of the scheduler; returns the answers."""
         message = batch[0].message
@@ -135,7 +147,8 @@ class SpanWorker:
         number = next(self._numbers)
         with self.plugin.call():
             runner.open(number, span, message.max_positions)
-        sequence = WorkerSequence(runner, number, span, message.max_positions)
+        weight = sum(self.config.unit_weights[unit] for unit in span.units())
+        sequence = WorkerSequence(runner, number, span, message.max_positions, weight)
         self._sequences[message.key] = sequence
         fitting = self.budget.most_positions(sequence.kv_bytes_per_position, message.max_positions)
         opened = HopOpened(key=message.key, credits=CREDITS)

@@ -13,11 +13,12 @@ or sockets.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal
 
 from dgnd.wire.messages import Cancel, CloseHop, EndTurn, Frame, History, HopKey, OpenSequence, StepFrame
-from dgnd.worker.joined import step_of
+from dgnd.worker.joined import hops_of, step_of
 from dgnd.worker.pace import MOST
 
 HopFrame = OpenSequence | StepFrame | History | Cancel | EndTurn | CloseHop
@@ -68,6 +69,10 @@ class Scheduler:
 
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
+
+    def beside(self, batch: Sequence[Frame]) -> int:
+        """How many hops wait that have no step in `batch`."""
+        return len(self._queues.keys() - hops_of(batch))
 
     def is_gathered(self) -> bool:
         """Whether every hop of the last batch of steps waits again."""

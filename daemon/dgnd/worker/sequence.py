@@ -16,6 +16,7 @@ class WorkerSequence:
     number: int
     span: Span
     max_positions: int
+    weight: float = 1.0  #: what a decode step through `span` takes, where one through a block takes 1
     history: list[int] = field(default_factory=list)
     answer_start: int = 0
 
