@@ -160,7 +160,10 @@ class Found:
     @property
     def bad(self) -> list[str]:
         """A line for each answer that was lost or another one, and for whatever has grown."""
-        return [line for load in self.loads for line in (*load.errors, *load.wrong)] + self.grown
+        lines = [line for load in self.loads for line in (*load.errors, *load.wrong)] + self.grown
+        if self.loads[0].right != self.loads[1].right:
+            lines.append("after the warm-up undisturbed answers were others than before it")
+        return lines
 
 
 def measure(seconds: float, seed: int, sessions: int) -> Found:

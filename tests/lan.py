@@ -35,9 +35,10 @@ def why_not() -> str:
         return "network namespaces need root"
     if not os.path.exists(_TUN):  # noqa: PTH110 - a device
         return f"there is no {_TUN}"
-    for command in (["ip", "netns", "add", "dgn-trial"], ["ip", "netns", "del", "dgn-trial"]):
+    trial = f"dgn-{os.getpid()}-trial"  # other processes of pytest ask at the same time
+    for what in ("add", "del"):
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            done = subprocess.run(["ip", "netns", what, trial], capture_output=True, text=True, check=False)
         except OSError:
             return "iproute2 is not installed"
         if done.returncode:

@@ -42,7 +42,7 @@ class Load:
 
     def __enter__(self) -> Load:
         self._stop = threading.Event()
-        self._right = [self._talk(number, "first") for number in range(self.sessions)]
+        self.right = [self._talk(number, "first") for number in range(self.sessions)]
         assert not self.errors, self.errors
         self.longest_s = 0.0
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(self.sessions)]
@@ -69,8 +69,8 @@ class Load:
             if self._stop.is_set():
                 return
             found = self._talk(number, str(repeat))
-            if found and found != self._right[number]:
-                self.wrong.append(f"session {number}, repeat {repeat}: {found}, not {self._right[number]}")
+            if found and found != self.right[number]:
+                self.wrong.append(f"session {number}, repeat {repeat}: {found}, not {self.right[number]}")
 
     def _talk(self, number: int, repeat: str) -> list[list[int]]:
         """One conversation; its answers, none where one failed."""
