@@ -678,7 +678,7 @@ def test_what_a_peer_does_not_read_is_bounded_and_what_can_not_be_sent_ends_noth
             sent.append(frame)
 
         background = Background()
-        office = PostOffice("me", send, lambda peer, frame: None, background)
+        office = PostOffice("me", send, lambda *_: False, lambda peer, frame: None, background)
         async with trio.open_nursery() as nursery:
             await nursery.start(background.run)
             reply = Frame(HopLength(key=HopKey("o", "s", 1), branch=0, length=0))

@@ -118,7 +118,7 @@ class Node:
             if peer.id == self.me:
                 raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
             self.network.allow(peer.id, name, peer.addrs)
-        self.office = PostOffice(self.me, self._send, self._on_frame, self.background)
+        self.office = PostOffice(self.me, self._send, self.network.send_now, self._on_frame, self.background)
         self.hops = HopServer(
             self._hop_host(),
             TicketBook(self.me),

@@ -1,8 +1,9 @@
 """Frames by address: to a peer through the network, to one's own peer id back into the daemon.
 
-So the origin's own blocks are a hop like any other. Posting never blocks: each address has a queue and a
-task, which end with the connection. The credits of sessions keep the queues short; what a peer has us answer
-and doesn't read is bounded by WAITING. Knows nothing of what frames mean.
+So the origin's own blocks are a hop like any other. Posting never blocks: a frame that finds its connection
+idle leaves at once, in the task that made it; others wait in a queue of their address, which has a task, and
+both end with the connection. The credits of sessions keep the queues short; what a peer has us answer and
+doesn't read is bounded by WAITING. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ log = logging.getLogger("dgnd.postoffice")
 WAITING = 8192
 #: Sends one frame to a peer; `bulk` chooses the stream that may be slow.
 Send = Callable[[str, Frame, bool], Awaitable[None]]
+#: The same without waiting; False, and nothing was sent, where it would have to.
+SendNow = Callable[[str, Frame, bool], bool]
 Deliver = Callable[[str, Frame], None]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Queue:
     """What waits for one address."""
 
     inlet: trio.MemorySendChannel[Frame]
     outlet: trio.MemoryReceiveChannel[Frame]
+    unsent: int = 0  #: frames in it, and the one that is being sent
 
     def end(self) -> None:
         """Nothing more comes, and what waits is thrown away."""
@@ -46,28 +50,42 @@ class _Queue:
 class PostOffice:
     """Queues and the tasks that empty them, one for each address, made when first needed."""
 
-    def __init__(self, me: str, send: Send, deliver: Deliver, background: Background) -> None:
+    def __init__(
+        self, me: str, send: Send, send_now: SendNow, deliver: Deliver, background: Background
+    ) -> None:
         self.me = me
         self._send = send
+        self._send_now = send_now
         self._deliver = deliver
         self._queues: dict[tuple[str, bool], _Queue] = {}
         self._full: set[tuple[str, bool]] = set()
         self._background = background
 
     def post(self, peer: str, frame: Frame) -> None:
-        """Queues `frame` for `peer`; what can't be sent is lost with its connection, which is announced
-        elsewhere."""
+        """Sends `frame` to `peer`, behind those that wait; what can't be sent is lost with its connection,
+        which is announced elsewhere."""
         address = (peer, peer != self.me and is_bulk(frame))
-        if address not in self._queues:
+        queue = self._queues.get(address)
+        if peer != self.me and (queue is None or not queue.unsent) and self._sent_now(*address, frame):
+            return
+        if queue is None:
             queue = _Queue(*trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING))
             self._queues[address] = queue
             self._background.start(self._carry, *address, queue)
         try:
-            self._queues[address].inlet.send_nowait(frame)
+            queue.inlet.send_nowait(frame)
+            queue.unsent += 1
         except trio.WouldBlock:
             if address not in self._full:
                 self._full.add(address)
                 log.warning("%s does not read: %d frames wait, further ones are dropped", peer, WAITING)
+
+    def _sent_now(self, peer: str, bulk: bool, frame: Frame) -> bool:
+        try:
+            return self._send_now(peer, frame, bulk)
+        except ProtocolError as error:  # a fault of ours must not end the daemon
+            log.error("a frame for %s can't be sent: %s", peer, error.message)
+            return True
 
     def forget(self, peer: str) -> None:
         """The connection to `peer` is over: what waits for it is lost, and its tasks end."""
@@ -78,6 +96,7 @@ class PostOffice:
     async def _carry(self, peer: str, bulk: bool, queue: _Queue) -> None:
         async for frame in queue.outlet:
             if peer == self.me:
+                queue.unsent -= 1
                 self._deliver(peer, frame)
                 continue
             try:
@@ -88,6 +107,7 @@ class PostOffice:
                 queue.end()
             except ProtocolError as error:  # a fault of ours must not end the daemon
                 log.error("a frame for %s can't be sent: %s", peer, error.message)
+            queue.unsent -= 1
             self._full.discard((peer, bulk))
 
 

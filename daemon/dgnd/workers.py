@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import trio
 
 from dgn_backends.registry import label_of
+from dgnd.eager import EagerWriter
 from dgnd.errors import (
     BackendError,
     BackendUnavailable,
@@ -89,7 +90,7 @@ class WorkerHandle:
         self.fault: DgnError | None = None  #: why it can't load, where trying again alone won't help
         self._handlers = handlers
         self._seal = seal
-        self._outbox: trio.MemorySendChannel[Frame] | None = None
+        self._writer: EagerWriter | None = None
         self._failure: DgnError | None = None
         self._running: frozenset[HopKey] = frozenset()  # at the last end
         self._nursery: trio.Nursery | None = None
@@ -122,10 +123,10 @@ class WorkerHandle:
         return sum(span.weights_bytes for span in self.spans)
 
     def post(self, frame: Frame) -> bool:
-        """Queues a frame; False when there is no worker now. Bounded by the credits of the hops."""
-        if self._outbox is None:
+        """Sends a frame; False when there is no worker now. What waits is bounded by the credits of hops."""
+        if self._writer is None:
             return False
-        self._outbox.send_nowait(frame)
+        self._writer.write(encode_for_stream(frame))
         return True
 
     def look_after(self) -> None:
@@ -202,27 +203,25 @@ class WorkerHandle:
             )
         self.pid, self._mapped = process.pid, MappedFiles()
         oom_before = oom_kills()
-        send, receive = trio.open_memory_channel[Frame](float("inf"))
-        self._outbox = send
+        ours.setblocking(False)
+        self._writer = EagerWriter(ours)
         self.post(Frame(self.request))
         hung = False
         try:
-            async with (
-                trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream,
-                trio.open_nursery() as nursery,
-            ):
-                self._nursery = nursery
-                nursery.start_soon(self._send_all, stream, receive)
-                nursery.start_soon(self._ping, send, process.pid)
-                hung = await self._receive_all(stream)
-                nursery.cancel_scope.cancel()
+            with ours:
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    nursery.start_soon(self._writer.run)
+                    nursery.start_soon(self._ping, process.pid)
+                    hung = await self._receive_all(ours)
+                    nursery.cancel_scope.cancel()
         finally:
             self._nursery, self._looked_after = None, False
             with trio.CancelScope(shield=True):
                 await reap(process, patience_s=0.0 if hung else 0.5)
             self._running = note.read()
             note.close()
-            self._outbox = None  # only now: until `on_down` says why, frames are taken and lost with it
+            self._writer = None  # only now: until `on_down` says why, frames are taken and lost with it
         if hung:
             why = f"{self._label} hung: no sign of life for {self._patience_s:.0f} s, killed"
             return BackendError(why)
@@ -244,23 +243,25 @@ class WorkerHandle:
             remedy = "it is a cache of dgn's and is made again; let nothing else write there"
         return WorkerDied(f"{path} {what} while the worker used it (SIGBUS): {remedy}")
 
-    async def _receive_all(self, stream: trio.SocketStream) -> bool:
+    async def _receive_all(self, sock: socket.socket) -> bool:
         """Handles frames to EOF; True when the worker fell silent instead."""
         decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
+        buffer = memoryview(bytearray(_READ_BYTES))
         with trio.move_on_after(_SILENT_LOADING_S) as silence:
             while True:
+                await trio.lowlevel.wait_readable(sock)
                 try:
-                    data = await stream.receive_some(_READ_BYTES)
-                except trio.BrokenResourceError:
+                    size = sock.recv_into(buffer)
+                except OSError:
                     return False
-                if not data:
+                if not size:
                     return False
                 self._heard += 1
                 if self.state == "silent":
                     self._came_back()
                 silence.deadline = trio.current_time() + self._patience_s
                 try:
-                    decoder.receive_data(data)
+                    decoder.receive_data(buffer[:size])
                     while (frame := decoder.next_frame()) is not None:
                         self._take(frame)
                 except ProtocolError as error:
@@ -297,20 +298,12 @@ class WorkerHandle:
         if self.pid is not None:
             self._mapped.look(self.pid)
 
-    async def _send_all(self, stream: trio.SocketStream, receive: trio.MemoryReceiveChannel[Frame]) -> None:
-        try:
-            async for frame in receive:
-                for part in encode_for_stream(frame):
-                    await stream.send_all(part)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the reader sees the EOF and says why
-
-    async def _ping(self, send: trio.MemorySendChannel[Frame], pid: int) -> None:
+    async def _ping(self, pid: int) -> None:
         """Asks for a sign of life now and then, also while nobody waits for an answer."""
         quiet = 0
         for nonce in itertools.count(1):
             before = self._heard, moved_by(pid)
-            send.send_nowait(Frame(Ping(nonce=nonce)))
+            self.post(Frame(Ping(nonce=nonce)))
             await trio.sleep(_PING_INTERVAL_S)
             quiet = quiet + 1 if (self._heard, moved_by(pid)) == before else 0
             if quiet >= _QUIET_PINGS and self.ready:

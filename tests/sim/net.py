@@ -318,6 +318,10 @@ class SimNetwork:
         """Whether frames can be sent to the peer now."""
         return peer_id in self.ends and self.ends[peer_id].up
 
+    def send_now(self, peer_id: str, frame: Frame, bulk: bool) -> bool:
+        """Never: what may happen to a frame happens on the other way."""
+        return False
+
     async def send(self, peer_id: str, frame: Frame, *, bulk: bool = False) -> None:
         """As PeerNetwork's; something may happen to the frame on its way."""
         net = self.net

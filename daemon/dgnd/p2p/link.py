@@ -314,6 +314,15 @@ class Link:
             raise PeerGone(self.error.message if self.error else "not connected yet")
         await self._write(frame, negotiate.BULK if bulk else negotiate.CONTROL)
 
+    def send_now(self, frame: Frame, bulk: bool) -> bool:
+        """As `send`, where nothing has to be waited for; else False, and nothing is sent. Raises
+        ProtocolError."""
+        protocol = negotiate.BULK if bulk else negotiate.CONTROL
+        if not self.is_up or self._locks[protocol].locked:
+            return False
+        pieces = codec.encode_for_stream(frame, self._settings.limits)
+        return len(pieces) == 1 and self._streams[protocol].write_now(pieces[0])
+
     async def _write(self, frame: Frame, protocol: str) -> None:
         pieces = codec.encode_for_stream(frame, self._settings.limits)
         try:

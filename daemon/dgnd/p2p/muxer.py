@@ -88,6 +88,10 @@ class MuxStream(ReadWriteCloser):
                 await self._changed.wait()
             at += await self._owner.write_slice(self.state, view[at:])
 
+    def write_now(self, data: bytes | bytearray | memoryview) -> bool:
+        """As `write`, where nothing has to be waited for; else False, and nothing is sent."""
+        return self._owner.write_now(self.state, data)
+
     async def close(self) -> None:
         """Nothing more will be sent."""
         self._owner.finish(self.state)
@@ -139,6 +143,7 @@ class MuxedConnection:
         self._yamux = Yamux(dialer, limits)
         self._streams: dict[StreamState, MuxStream] = {}
         self._write_lock = WriteLock()
+        self._tail = b""  # of what was sealed last, and goes before anything else
         self._wanted = trio.Event()
         self._slice = FIRST_SLICE
         self.closed = False
@@ -218,7 +223,33 @@ class MuxedConnection:
         # Half a message would make every later one undecipherable; whoever gives up closes the connection
         # instead.
         with trio.CancelScope(shield=True):
+            if self._tail:
+                tail, self._tail = self._tail, b""
+                await self.tcp.write(tail)
             await self._session.write(data)
+
+    def write_now(self, state: StreamState, data: bytes | bytearray | memoryview) -> bool:
+        """For streams: sends `data` in the task that calls, if it is one slice, its window is open and nobody
+        else writes; else False, and nothing is sent."""
+        size = len(data)
+        if (
+            self._write_lock.locked
+            or self._tail
+            or self.closed
+            or state.send_closed
+            or not 0 < size <= min(state.send_window, self._slice)
+        ):
+            return False
+        first = self._yamux.data_to_send()
+        sealed = self._session.seal(b"".join((first, self._yamux.data_header(state, size), data)))
+        try:
+            sent = self.tcp.write_now(sealed)
+        except ConnectionClosedError:
+            return True  # lost with the connection; the reader says why
+        if sent < len(sealed):
+            self._tail = sealed[sent:]
+            self._wanted.set()
+        return True
 
     async def write_slice(self, state: StreamState, data: memoryview) -> int:
         """For streams: sends the beginning of `data`.

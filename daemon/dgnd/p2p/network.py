@@ -226,6 +226,12 @@ class PeerNetwork:
 
     # --- frames
 
+    def send_now(self, peer_id: str, frame: Frame, bulk: bool) -> bool:
+        """As `send`, where nothing has to be waited for; else False, and nothing is sent. Raises
+        ProtocolError."""
+        link = self._links.get(peer_id)
+        return link is not None and link.send_now(frame, bulk)
+
     async def send(self, peer_id: str, frame: Frame, *, bulk: bool = False) -> None:
         """Sends a frame; `bulk` is for what may wait (prefill), and is passed by what is not.
 

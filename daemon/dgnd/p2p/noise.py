@@ -75,13 +75,17 @@ class FastSession(SecureSession):
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Sends everything with one call. Not to be called by two tasks at a time, nor cancelled halfway."""
+        await self._raw.write(self.seal(data))
+
+    def seal(self, data: bytes | bytearray | memoryview) -> bytes:
+        """`data` as it goes over the wire, where what was sealed before has to go first."""
         view = memoryview(data)
         out: list[bytes] = []
         for at in range(0, len(view), MAX_PLAINTEXT):
             message = self._encrypt(bytes(view[at : at + MAX_PLAINTEXT]))
             out.append(len(message).to_bytes(2, "big"))
             out.append(message)
-        await self._raw.write(b"".join(out))
+        return b"".join(out)
 
     async def _receive(self) -> None:
         chunk = await self._raw.read(READ_SIZE)

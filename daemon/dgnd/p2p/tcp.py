@@ -15,6 +15,7 @@ import trio
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 
+from dgnd.eager import write_now
 from dgnd.errors import ListenFailed, PeerGone
 from dgnd.p2p.addresses import Endpoint
 
@@ -48,6 +49,13 @@ class TcpStream(ReadWriteCloser):
             raise ConnectionClosedError(
                 f"connection lost: {error.__cause__ or error}", transport="tcp"
             ) from error
+
+    def write_now(self, data: bytes) -> int:
+        """How much of `data` is sent at once, while no `write` is under way."""
+        try:
+            return write_now(self._stream.socket.fileno(), data)
+        except OSError as error:
+            raise ConnectionClosedError(f"connection lost: {error}", transport="tcp") from error
 
     async def finish(self) -> None:
         """Nothing more will be sent; what is under way still arrives."""

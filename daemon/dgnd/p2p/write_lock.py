@@ -14,6 +14,11 @@ class WriteLock:
     def __init__(self) -> None:
         self._lock = trio.Lock()
 
+    @property
+    def locked(self) -> bool:
+        """Whether somebody writes, or is about to."""
+        return self._lock.locked()
+
     async def __aenter__(self) -> None:
         if self._lock.locked():
             await self._lock.acquire()
