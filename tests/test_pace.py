@@ -9,7 +9,7 @@ import pytest
 
 from dgnd.wire.messages import Frame, HopKey, OpenSequence, Sampling, StepFrame
 from dgnd.worker.joined import positions
-from dgnd.worker.pace import LEAST, MOST, TARGET_S, Pace
+from dgnd.worker.pace import LEAST, MOST, Pace
 from dgnd.worker.scheduler import ALONE_TIMES, Scheduler, kind_of
 
 CHUNK = 128
@@ -49,7 +49,7 @@ class Machine:
 
 
 @pytest.mark.parametrize("per_s", [20, 200, 2_000, 20_000])
-def test_no_decode_step_waits_longer_than_the_target_or_one_chunk(per_s: int) -> None:
+def test_no_decode_step_waits_longer_than_one_chunk(per_s: int) -> None:
     """Two origins send long prompts, one of them many; a third decodes all the while."""
     machine = Machine(0.001, 1 / per_s)
     for hop in [*(HopKey("greedy", "s", hop) for hop in range(3)), HopKey("b", "s", 0)]:
@@ -63,15 +63,14 @@ def test_no_decode_step_waits_longer_than_the_target_or_one_chunk(per_s: int) ->
     machine.put(step(talker, 0, 1))
     for position in range(1, 30):
         asked = machine.now
-        batch = machine.run()
-        assert batch[0] == step(talker, position - 1, 1)
+        while step(talker, position - 1, 1) not in (batch := machine.run()):
+            for frame in batch:
+                assert isinstance(frame.message, StepFrame)
+                taken[frame.message.key.origin] += 1
         longest = max(longest, machine.now - asked)
-        for frame in batch[1:]:
-            assert isinstance(frame.message, StepFrame)
-            taken[frame.message.key.origin] += 1
         machine.put(step(talker, position, 1))
-    assert longest <= max(1.5 * TARGET_S, (CHUNK + 1) / per_s + 0.01)
-    assert abs(taken["greedy"] - taken["b"]) <= 1 + MOST // CHUNK  # each origin has half
+    assert longest <= (CHUNK + 1) / per_s + 0.01
+    assert abs(taken["greedy"] - taken["b"]) <= 1  # each origin has half
     assert min(taken.values()) >= 14
 
 
@@ -84,7 +83,7 @@ def test_a_lone_prompt_takes_larger_bites_and_stops_when_somebody_comes() -> Non
     assert machine.pace.budget == CHUNK
     assert positions(machine.run()) == ALONE_TIMES * CHUNK
     machine.put(step(HopKey("b", "s", 0), 0, 1))
-    assert [kind_of(frame) for frame in machine.run()] == ["decode", "chunk"]
+    assert [kind_of(frame) for frame in machine.run()] == ["decode"]
     assert positions(machine.run()) == CHUNK  # b may be back at any time
 
 
@@ -115,3 +114,4 @@ def test_a_batch_waits_for_others_a_small_part_of_what_it_takes() -> None:
     assert pace.patience_s == 0
     pace.observe(1, 0.05)
     assert 0 < pace.patience_s < 0.005
+    assert pace.patience_s < pace.all_patience_s < 0.02

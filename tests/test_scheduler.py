@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec import structs
 
-from dgnd.wire.messages import Cancel, CloseHop, Frame, History, HopKey, OpenSequence, Sampling, StepFrame
+from dgnd.wire.messages import (
+    Cancel,
+    CloseHop,
+    EndTurn,
+    Frame,
+    History,
+    HopKey,
+    OpenSequence,
+    Sampling,
+    StepFrame,
+)
 from dgnd.worker.scheduler import SMALL_IN_A_ROW, Scheduler, kind_of
 
 
@@ -86,14 +97,23 @@ def test_a_short_prompt_of_one_position_is_decoded_and_a_chunk_without_sample_is
 
 def test_decode_steps_go_first_and_together() -> None:
     batches = drained(filled(chunk(A), decode(B), chunk(A2), decode(C)))
-    assert batches == [[decode(B), decode(C), chunk(A)], [chunk(A2)]]
+    assert batches == [[decode(B), decode(C)], [chunk(A)], [chunk(A2)]]
 
 
 def test_chunks_share_a_batch_while_the_budget_lasts() -> None:
+    frames = [chunk(A), chunk(A2), chunk(B)]
+    assert drained(filled(*frames), 256) == [[chunk(A), chunk(B)], [chunk(A2)]]
+    assert drained(filled(*frames), 255) == [[chunk(A)], [chunk(B)], [chunk(A2)]]
+
+
+def test_who_decodes_waits_for_one_chunk_and_is_not_computed_beside_one() -> None:
     frames = [decode(C), chunk(A), chunk(A2), chunk(B)]
-    assert drained(filled(*frames), 257) == [[decode(C), chunk(A), chunk(B)], [chunk(A2)]]
-    assert drained(filled(*frames), 256) == [[decode(C), chunk(A)], [chunk(B), chunk(A2)]]
-    assert drained(filled(*frames), 1) == [[decode(C), chunk(A)], [chunk(B)], [chunk(A2)]]
+    assert drained(filled(*frames), 512) == [[decode(C)], [chunk(A)], [chunk(B)], [chunk(A2)]]
+
+
+def test_what_is_short_of_a_prompt_goes_with_the_decode_steps() -> None:
+    short, shorter = step(A, count=20), step(A2, count=12)
+    assert drained(filled(decode(C), short, shorter, chunk(B))) == [[decode(C), short], [chunk(B)], [shorter]]
 
 
 def test_chunks_of_a_last_hop_that_follow_each_other_go_together() -> None:
@@ -141,7 +161,7 @@ def test_a_step_that_is_to_be_alone_is_and_holds_up_nobody() -> None:
     outcast = alone(decode(b))
     assert drained(filled(decode(a), outcast, decode(c))) == [[decode(a), decode(c)], [outcast]]
     outcast = alone(chunk(d))
-    assert drained(filled(outcast, chunk(a), decode(c))) == [[outcast], [decode(c), chunk(a)]]
+    assert drained(filled(outcast, chunk(a), decode(c))) == [[decode(c)], [outcast], [chunk(a)]]
     outcasts = [alone(chunk(d)), alone(chunk(d, 128))]
     assert drained(filled(*outcasts), budget=512) == [[outcasts[0]], [outcasts[1]]]
 
@@ -163,10 +183,14 @@ def test_chunks_of_many_hops_of_one_origin_do_not_hold_up_another() -> None:
 
 
 def test_neither_decode_steps_nor_chunks_wait_for_the_other() -> None:
-    scheduler = filled(*(chunk(A, start) for start in range(0, 1280, 128)))
+    scheduler = filled(*(chunk(A, start) for start in range(0, 1280, 64)))
     for round_ in range(10):
         scheduler.put(B, decode(B, round_))
-        assert scheduler.take(128) == [decode(B, round_), chunk(A, 128 * round_)]
+        assert scheduler.take(128) == [decode(B, round_)]
+        scheduler.put(B, decode(B, round_ + 1))
+        assert scheduler.take(128) == [chunk(A, 128 * round_)]
+        assert scheduler.take(128) == [decode(B, round_ + 1)]
+        assert scheduler.take(128) == [chunk(A, 128 * round_ + 64)]
 
 
 def test_who_decodes_keeps_its_turn_for_chunks() -> None:
@@ -202,6 +226,19 @@ def test_a_batch_is_gathered_when_the_hops_of_the_last_one_are_back() -> None:
     assert scheduler.is_gathered()
 
 
+@pytest.mark.parametrize("end", [CloseHop, EndTurn, Cancel])
+def test_a_hop_that_ended_is_not_waited_for(end: type[CloseHop] | type[EndTurn] | type[Cancel]) -> None:
+    first, second = key("a"), key("b")
+    scheduler = filled(decode(first), decode(second))
+    assert len(scheduler.take()) == 2
+    scheduler.put(first, decode(first, 1))
+    assert not scheduler.is_gathered()
+    keywords = {} if end is CloseHop else {"branch": 0}
+    scheduler.put(second, Frame(end(key=second, **keywords)))
+    scheduler.take()  # the word of the end
+    assert scheduler.is_gathered()
+
+
 def test_a_flood_of_small_frames_lets_steps_pass() -> None:
     scheduler = filled(decode(B), chunk(C))
     waited = []
@@ -211,8 +248,8 @@ def test_a_flood_of_small_frames_lets_steps_pass() -> None:
         batch = scheduler.take(128)
         if batch[0].message.key != A:  # type: ignore[union-attr]
             waited.append((number, batch))
-    assert [batch for _, batch in waited] == [[decode(B), chunk(C)]]
-    assert waited[-1][0] <= SMALL_IN_A_ROW + 1
+    assert [batch for _, batch in waited] == [[decode(B)], [chunk(C)]]
+    assert waited[-1][0] <= 2 * (SMALL_IN_A_ROW + 1)
 
 
 def test_a_cancel_drops_the_steps_of_its_hop_alone() -> None:
@@ -220,8 +257,8 @@ def test_a_cancel_drops_the_steps_of_its_hop_alone() -> None:
     batches = drained(scheduler)
     assert batches[:2] == [[history(A)], [cancel(A)]]
     assert batches[2:] in (
-        [[decode(A2), chunk(B)], [chunk(A, 128)]],
-        [[decode(A2), chunk(A, 128)], [chunk(B)]],
+        [[decode(A2)], [chunk(B)], [chunk(A, 128)]],
+        [[decode(A2)], [chunk(A, 128)], [chunk(B)]],
     )
 
 
@@ -240,6 +277,7 @@ class AgainstANaiveModel(RuleBasedStateMachine):
         self.scheduler = Scheduler(max_batch=3)
         self.waiting: dict[HopKey, list[Frame]] = {}
         self.position = 0
+        self.turn = "decode"
         self.passed: dict[HopKey, Counter[HopKey]] = {}  # others' chunks taken while its own was first
 
     def _put(self, of: HopKey, frame: Frame) -> None:
@@ -273,12 +311,14 @@ class AgainstANaiveModel(RuleBasedStateMachine):
         assert [heads[of] for of in keys] == batch  # the oldest of each hop
         assert bool(batch) == bool(heads)
         kinds = [kind_of(frame) for frame in batch]
-        assert kinds == ["small"] or kinds == sorted(kinds, reverse=True)  # decode steps, then chunks
         waiting_chunks = {of for of, head in heads.items() if kind_of(head) == "chunk"}
         if "small" not in kinds:
             ready = sum(kind_of(head) == "decode" for head in heads.values())
-            assert kinds.count("decode") == min(3, ready)
-            assert kinds.count("chunk") == min(1, len(waiting_chunks))
+            assert kinds in (["decode"] * min(3, ready), ["chunk"] * min(1, len(waiting_chunks)))
+            if ready and waiting_chunks:
+                assert kinds[0] == self.turn
+            if kinds:
+                self.turn = "chunk" if kinds[0] == "decode" and waiting_chunks else "decode"
         if "chunk" in kinds:
             taken = keys[-1]
             self.passed.pop(taken, None)

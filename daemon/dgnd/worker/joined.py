@@ -30,6 +30,14 @@ def hops_of(batch: Sequence[Frame]) -> list[HopKey]:
     return list(dict.fromkeys(frame.message.key for frame in batch if isinstance(frame.message, StepFrame)))
 
 
+def overtakes(batch: Sequence[Frame], answers: Sequence[Frame]) -> bool:
+    """Whether the answers to `batch` may go before `answers`: it is of steps, and of other hops."""
+    keys = {getattr(frame.message, "key", None) for frame in answers}
+    return bool(batch) and all(
+        isinstance(frame.message, StepFrame) and frame.message.key not in keys for frame in batch
+    )
+
+
 def by_hop(batch: Sequence[Frame]) -> list[tuple[Frame, ...]]:
     """The frames of a batch of steps, those of one hop together, in order."""
     return [tuple(frames) for _, frames in groupby(batch, lambda frame: step_of(frame).key)]

@@ -11,9 +11,11 @@ TARGET_S = 0.5
 LEAST, MOST = 32, 512
 #: The share of the newest measurement in the estimate.
 _WEIGHT = 0.3
-#: The share of the last batch's time that the next one may wait for the hops of the last to come back: in a
-#: batch of its own, each would cost about as much as all of them together.
+#: The share of the last batch's time that the next one may wait for another hop of the last to come back, and
+#: again from when one did: in a batch of its own, each would cost about as much as all of them together.
 _PATIENCE = 0.05
+#: The same, for all of them: they come one after the other, and cost their origins time.
+_ALL_PATIENCE = 0.25
 #: Batches smaller than this say nothing of a prompt's speed: reading the weights is most of their time.
 _TELLING = 16
 
@@ -36,8 +38,13 @@ class Pace:
 
     @property
     def patience_s(self) -> float:
-        """How long the next batch may wait for hops that the last one served."""
+        """How long the next batch may wait for one more of the hops that the last one served."""
         return _PATIENCE * self._last_s
+
+    @property
+    def all_patience_s(self) -> float:
+        """How long it may wait for all of them, as long as they keep coming."""
+        return _ALL_PATIENCE * self._last_s
 
     @property
     def budget(self) -> int:

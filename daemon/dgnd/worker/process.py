@@ -1,8 +1,10 @@
-"""The worker process: a reader, a writer and a compute thread around one `SpanWorker`.
+"""The worker process: one thread that computes, reads and writes around one `SpanWorker`, and two that help.
 
-The reader answers ping, stats and nothing else by itself, so the daemon hears at once also while a batch
-runs; neither end of the socketpair waits on a write before it reads. The process ends when the daemon does:
-by EOF, and by PR_SET_PDEATHSIG where no EOF comes. Knows nothing of what frames mean to the origin.
+A step that finds the worker idle wakes this thread alone. While it computes, another one reads and answers
+pings and stats (`inlet`), so the daemon hears of it also while a batch runs; what the socketpair does not
+take at once a third one writes (`outlet`), so neither end waits on a write before it reads. The process ends
+when the daemon does: by EOF, and by PR_SET_PDEATHSIG where no EOF comes. Knows nothing of what frames mean to
+the origin.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ import ctypes
 import faulthandler
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -26,8 +27,6 @@ from dgn_backends.foreign import raised
 from dgn_backends.registry import label_of
 from dgnd.logs import log_to_stderr
 from dgnd.running_note import RunningNote
-from dgnd.wire.codec import WORKER, FrameDecoder, encode
-from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -44,17 +43,18 @@ from dgnd.wire.messages import (
     StepFrame,
     WorkerStats,
 )
-from dgnd.worker.joined import hops_of, positions
+from dgnd.worker.inlet import Inlet
+from dgnd.worker.joined import hops_of, overtakes, positions
 from dgnd.worker.load_watch import LoadWatch
+from dgnd.worker.outlet import Outlet
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
-from dgnd.worker.scheduler import Scheduler
+from dgnd.worker.scheduler import Scheduler, kind_of
 from dgnd.worker.speed import Speed
 from dgnd.worker.watchdog import Watchdog
 
-_READ_BYTES = 1 << 18
-_ONE_WRITE_BYTES = 1 << 18  #: more than this is not copied to be written at once
 _PROGRESS_INTERVAL_S = 0.2
+_LAST_WORDS_S = 5.0
 _PR_SET_PDEATHSIG = 1
 #: A batch that takes longer has hung. Batches are sized to take `pace.TARGET_S` or a few times that, and an
 #: origin gives up an answer that rests for `driver.STEP_TIMEOUT_S`, 120: so it still hears who is to blame.
@@ -80,67 +80,68 @@ class WorkerProcess:
     """Wires the threads; `run` returns the exit code."""
 
     def __init__(self, sock: socket.socket, note: RunningNote) -> None:
-        self._sock = sock
         self._note = note
         self._scheduler = Scheduler()
-        self._wake = threading.Condition()  # guards _scheduler and _load
+        self._waiting = threading.Lock()  # guards _scheduler
         self._load: LoadSpans | None = None
-        self._outbox: queue.SimpleQueue[list[Frame] | None] = queue.SimpleQueue()
+        self._outlet = Outlet(sock)
+        self._inlet = Inlet(sock, self._take)
         self._worker: SpanWorker | None = None
         self._kv_bytes = self._kv_busy = 0
-        self._speed = Speed()  # guarded by _wake
+        self._speed = Speed()  # guarded by _waiting
 
     def run(self) -> int:
         """Computes on the calling thread until the daemon hangs up."""
-        threading.Thread(target=self._read, name="reader", daemon=True).start()
-        writer = threading.Thread(target=self._write, name="writer", daemon=True)
-        writer.start()
-        with self._wake:
-            self._wake.wait_for(lambda: self._load is not None)
-            request = self._load
+        self._inlet.read_until(lambda: self._load)
+        self._inlet.leave()
+        request = self._load
         assert request is not None
         pid = os.getpid()
         label = label_of(request.backend)
         try:
             what = "nothing of it moved while it loaded"
-            with LoadWatch(lambda: self._hung(label, what, writer)) as watch:
-                self._worker = worker = SpanWorker(request, Progress(self._outbox, watch))
+            with LoadWatch(lambda: self._hung(label, what)) as watch:
+                self._worker = worker = SpanWorker(request, Progress(self._outlet, watch))
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
-                self._outbox.put([Frame(Loaded(spans=worker.loaded(), device=request.device))])
+                self._outlet.send([Frame(Loaded(spans=worker.loaded(), device=request.device))])
                 what = f"a batch took more than {HUNG_S:.0f} s"
-                self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(label, what, writer)))
+                self._inlet.come_back()
+                self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(label, what)))
         except DgnError as error:
             self._fail(error.kind, error.message)
         except BaseException as error:  # noqa: BLE001 - a plugin is foreign code, beside which anything may fail
             traceback.print_exc()
             self._fail("backend", f"{label}: the worker failed: {raised(error)}")
-        return self._end(writer)
+        return self._end()
 
-    def _end(self, writer: threading.Thread) -> int:
+    def _end(self) -> int:
         """Lets the last words out; the exit code."""
-        self._outbox.put(None)
-        writer.join(timeout=5)
+        self._outlet.close(_LAST_WORDS_S)
         return 1
 
-    def _hung(self, label: str, what: str, writer: threading.Thread) -> None:
+    def _hung(self, label: str, what: str) -> None:
         """A call of the plugin does not come back: says so, shows in the log where it is, and ends the
         process."""
         faulthandler.dump_traceback()
         self._fail("backend", f"{label} hung: {what}")
-        os._exit(self._end(writer))
+        os._exit(self._end())
 
     def _fail(self, kind: str, message: str) -> None:
-        self._outbox.put([Frame(Failure(kind=kind, message=message[:4096], tag="w.load"))])
+        self._outlet.send([Frame(Failure(kind=kind, message=message[:4096], tag="w.load"))])
 
     def _compute(self, worker: SpanWorker, watchdog: Watchdog) -> None:
         pid, pace = os.getpid(), Pace()
+        held: list[Frame] = []  # answers to chunks that a batch of decode steps goes before
         while True:
-            with self._wake:
-                self._wake.wait_for(lambda: len(self._scheduler) > 0)
-                self._wake.wait_for(self._scheduler.is_gathered, pace.patience_s)
+            self._gather(pace)
+            with self._waiting:
                 batch = self._scheduler.take(pace.budget)
                 beside = self._scheduler.beside(batch)
+            if held and not overtakes(batch, held):
+                self._outlet.send(held)
+                held = []
             works = worker.works(batch)
+            self._inlet.leave()
             begun = time.monotonic()
             self._note.write(hops_of(batch))
             with watchdog:
@@ -149,42 +150,47 @@ class WorkerProcess:
             if os.getpid() != pid:
                 return  # a copy that the plugin made by forking
             self._note.write(())
-            if answers:
-                self._outbox.put(answers)
             ended = time.monotonic()
             pace.observe(positions(batch), ended - begun)
             if works and not any(isinstance(answer.message, Failure) for answer in answers):
-                with self._wake:
+                with self._waiting:
                     self._speed.observe(works, begun, ended, beside)
             self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
+            self._inlet.come_back()
+            answers, held = answers + held, []
+            if kind_of(batch[0]) == "chunk" and self._somebody_decodes():
+                held = answers
+            elif answers:
+                self._outlet.send(answers)
 
-    def _read(self) -> None:
-        decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
-        while True:
-            try:
-                data = self._sock.recv(_READ_BYTES)
-            except OSError:
-                data = b""
-            if not data:
-                os._exit(0)  # the daemon is gone: nothing to clean up that the kernel doesn't
-            decoder.receive_data(data)
-            while (frame := decoder.next_frame()) is not None:
-                self._take(frame)
+    def _somebody_decodes(self) -> bool:
+        """Whether a decode step waits: it has the next turn, and is to reach the next hop before what was
+        computed of a prompt meanwhile, or it would wait there for a chunk as well."""
+        self._inlet.read_all()
+        with self._waiting:
+            return self._scheduler.decode_waits()
+
+    def _gather(self, pace: Pace) -> None:
+        """Reads until there is something to do, and a little longer for the hops of the last batch, as long
+        as they keep coming."""
+        self._inlet.read_all()
+        self._inlet.read_until(lambda: self._scheduler)
+        deadline = time.monotonic() + pace.all_patience_s
+        while not self._scheduler.is_gathered() and (left := deadline - time.monotonic()) > 0:
+            if not self._inlet.read_within(min(pace.patience_s, left)):
+                return
 
     def _take(self, frame: Frame) -> None:
         match frame.message:
             case Ping(nonce=nonce):
-                self._outbox.put([Frame(Pong(nonce=nonce))])
+                self._outlet.send([Frame(Pong(nonce=nonce))])
             case WorkerStats():
-                self._outbox.put([Frame(self._stats())])
+                self._outlet.send([Frame(self._stats())])
             case LoadSpans() as load:
-                with self._wake:
-                    self._load = load
-                    self._wake.notify()
+                self._load = load
             case OpenSequence() | StepFrame() | History() | Cancel() | EndTurn() | CloseHop() as message:
-                with self._wake:
+                with self._waiting:
                     self._scheduler.put(message.key, frame)
-                    self._wake.notify()
             case _:
                 pass  # messages that only the daemon receives
 
@@ -192,7 +198,7 @@ class WorkerProcess:
         worker = self._worker
         sequences = 0 if worker is None else worker.sequence_count()
         now = time.monotonic()
-        with self._wake:
+        with self._waiting:
             waiting = len(self._scheduler)
             figures = self._speed.said(now)
         return WorkerStats(
@@ -206,24 +212,12 @@ class WorkerProcess:
             queue=figures.queue,
         )
 
-    def _write(self) -> None:
-        while (frames := self._outbox.get()) is not None:
-            # The answers of a batch leave together, so that the next steps come back together.
-            parts = [part for frame in frames for part in encode(frame)]
-            if sum(map(len, parts)) <= _ONE_WRITE_BYTES:
-                parts = [b"".join(parts)]
-            try:
-                for part in parts:
-                    self._sock.sendall(part)
-            except OSError:
-                os._exit(0)
-
 
 class Progress:
     """Load progress as frames, a few a second and the last one always."""
 
-    def __init__(self, outbox: queue.SimpleQueue[list[Frame] | None], watch: LoadWatch) -> None:
-        self._outbox = outbox
+    def __init__(self, outlet: Outlet, watch: LoadWatch) -> None:
+        self._outlet = outlet
         self._watch = watch
         self._last = 0.0
 
@@ -233,7 +227,7 @@ class Progress:
         now = time.monotonic()
         if now - self._last >= _PROGRESS_INTERVAL_S or done >= total:
             self._last = now
-            self._outbox.put([Frame(LoadProgress(done=done, total=total))])
+            self._outlet.send([Frame(LoadProgress(done=done, total=total))])
 
 
 def main(argv: list[str]) -> int:

@@ -2,12 +2,14 @@
 Sans-IO.
 
 Each hop has a queue whose order is kept. Origins take turns, and so do the hops of one, apart for each kind
-of work: who is served a decode step loses no turn for a chunk. A batch takes the decode steps that wait, then
-chunks for as long as the budget lasts, at least one; those of one hop that follow each other go together
-where it is the last hop, as nobody waits for the first of them. A step that is to be alone has a batch of its
-own when its turn comes. A flood of small frames lets a batch pass now and then. So nobody waits for more than
-one budget or one chunk of somebody else's prompt, and a few small frames. Knows nothing of backends, threads
-or sockets.
+of work: who is served a decode step loses no turn for a chunk. Decode steps and chunks take turns as well,
+where both wait: a batch holds all decode steps that wait, and what is short of a prompt, or else chunks, at
+least one and as many as the budget allows; but one alone while somebody decodes. Those of one hop that follow
+each other go together where it is the last hop, as nobody waits for the first of them. A step that is to be
+alone has a batch of its own when its turn comes. A flood of small frames lets a batch pass now and then. So a
+decode step waits for no more than one chunk of somebody else's prompt, and is not computed beside a second
+one; and a chunk waits for no more than one batch of decode steps. Knows nothing of backends, threads or
+sockets.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Literal
 
 from dgnd.wire.messages import Cancel, CloseHop, EndTurn, Frame, History, HopKey, OpenSequence, StepFrame
 from dgnd.worker.joined import hops_of, step_of
-from dgnd.worker.pace import MOST
+from dgnd.worker.pace import LEAST, MOST
 
 HopFrame = OpenSequence | StepFrame | History | Cancel | EndTurn | CloseHop
 Kind = Literal["small", "decode", "chunk"]
@@ -30,6 +32,8 @@ SMALL_IN_A_ROW = 32
 #: budget several times.
 ALONE_FOR = 8
 ALONE_TIMES = 4
+#: Somebody decodes who had a step in one of this many batches.
+DECODES_FOR = 8
 
 
 def kind_of(frame: Frame) -> Kind:
@@ -53,8 +57,8 @@ def continues(before: StepFrame, after: StepFrame) -> bool:
 class Scheduler:
     """Frames that wait, by hop.
 
-    `take` returns either one frame that is not a step, or a batch of steps: decode steps of different hops,
-    then chunks, of which those of one hop follow each other without a gap.
+    `take` returns either one frame that is not a step, or a batch of steps: decode steps of different hops
+    and perhaps short chunks, or chunks, of which those of one hop follow each other without a gap.
     """
 
     def __init__(self, max_batch: int = 32) -> None:
@@ -64,6 +68,8 @@ class Scheduler:
         self._since: dict[HopKey, int] = {}  # when a hop's first frame became the first
         self._served: dict[tuple[Kind, str], int] = {}  # when an origin last had its turn; origins are few
         self._small = 0  # taken in a row
+        self._turn: Kind = "decode"  # whose turn it is where decode steps and chunks wait
+        self._since_decode = DECODES_FOR  # batches
         self._last: set[HopKey] = set()  # hops with the head: nobody waits for their chunks
         self._recent: deque[frozenset[HopKey]] = deque(maxlen=ALONE_FOR)  # whose steps the last batches held
 
@@ -78,10 +84,18 @@ class Scheduler:
         """Whether every hop of the last batch of steps waits again."""
         return not self._recent or all(key in self._queues for key in self._recent[-1])
 
+    def decode_waits(self) -> bool:
+        """Whether a decode step has the next turn."""
+        return self._turn == "decode" and any(
+            kind_of(queue[0]) == "decode" for queue in self._queues.values()
+        )
+
     def put(self, key: HopKey, frame: Frame) -> None:
         """Appends a frame to its hop's queue. A cancel or close first drops the hop's waiting steps."""
         if isinstance(frame.message, Cancel | CloseHop):
             self._drop_steps(key)
+        if isinstance(frame.message, Cancel | CloseHop | EndTurn) and self._recent:
+            self._recent[-1] -= {key}  # it does not come back
         if isinstance(frame.message, OpenSequence) and frame.message.span.endswith("head"):
             self._last.add(key)
         elif isinstance(frame.message, CloseHop):
@@ -98,8 +112,13 @@ class Scheduler:
             self._small += 1
             return [self._pop("small", small[0])]
         self._small = 0
-        batch = self._outcast("decode", decodes) or self._outcast("chunk", chunks) or self._mixed(budget)
+        kind: Kind = "decode" if decodes and (self._turn == "decode" or not chunks) else "chunk"
+        batch = self._outcast(kind, decodes if kind == "decode" else chunks)
+        if not batch:
+            batch = self._decodes() if kind == "decode" else self._chunks(self._room(budget), 0, set())
         if batch:
+            self._turn = "chunk" if kind == "decode" and chunks else "decode"
+            self._since_decode = 0 if kind == "decode" else self._since_decode + 1
             self._recent.append(frozenset(step_of(frame).key for frame in batch))
         return batch
 
@@ -107,24 +126,29 @@ class Scheduler:
         """The step whose turn it is, if it is one that is to be alone."""
         return [self._pop(kind, order[0])] if order and self._first(order[0]).alone else []
 
-    def _mixed(self, budget: int) -> list[Frame]:
-        """Decode steps, and chunks as far as `budget` positions go."""
-        budget *= ALONE_TIMES if self._is_alone() else 1
+    def _decodes(self) -> list[Frame]:
+        """The decode steps that wait, and chunks that are as short as they are many."""
         decodes = [key for key in self._order("decode") if not self._first(key).alone]
         batch = [self._pop("decode", key) for key in decodes[: self._max_batch]]
-        return batch + self._chunks(budget, len(batch), set(decodes))
+        return batch + self._chunks(LEAST, len(batch), set(decodes))
+
+    def _room(self, budget: int) -> int:
+        """Positions that chunks may have in their batch, beyond the first of them."""
+        if self._since_decode < DECODES_FOR:
+            return 0
+        return budget * (ALONE_TIMES if self._is_alone() else 1)
 
     def _first(self, key: HopKey) -> StepFrame:
         return step_of(self._queues[key][0])
 
     def _chunks(self, budget: int, used: int, decoding: set[HopKey]) -> list[Frame]:
-        """Chunks for a batch that holds `used` positions already; one at least, if one waits. A hop that has
-        a decode step in the batch gives no chunk."""
+        """Chunks for a batch that holds `used` positions already; one at least, where it holds none and one
+        waits. A hop that has a decode step in the batch gives no chunk."""
         taken: dict[HopKey, list[Frame]] = {}
         while True:
             for key in self._order("chunk"):
                 message = self._first(key)
-                if key in decoding or message.alone or (taken and used + message.count > budget):
+                if key in decoding or message.alone or (used and used + message.count > budget):
                     continue
                 if key not in taken or (key in self._last and continues(step_of(taken[key][-1]), message)):
                     break
@@ -140,6 +164,8 @@ class Scheduler:
     def _order(self, kind: Kind) -> list[HopKey]:
         """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and
         so on."""
+        if len(self._queues) == 1:  # what a single answer meets at every token
+            return [key for key, queue in self._queues.items() if kind_of(queue[0]) == kind]
         hops: dict[str, list[HopKey]] = {}
         for key in sorted(self._queues, key=self._since.__getitem__):
             if kind_of(self._queues[key][0]) == kind:
