@@ -2,10 +2,10 @@
 
     python benchmarks/hop_cost.py [--hops N] [--tokens N] [--rounds N] [--quick] [--json]
 
-The same model of next to no compute, with 8 KB of hidden states a position, on one node and split over 1, 2
-and 3 more; the maps take turns in every round. A token's time is from one piece of the answer to the next, as
-a client of the control socket sees it. A hop's cost is all of it: codec, encryption, two more processes to
-wake, and what one more call of the plugin costs beside its blocks.
+The same model with 8 KB of hidden states a position, on one node and split over 1, 2 and 3 more, on a backend
+that computes nothing; the maps take turns in every round. A token's time is from one piece of the answer to
+the next, as a client of the control socket sees it. A hop's cost is all of it: codec, encryption, two more
+processes to wake, and what one more call of a plugin costs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from bench_kit import conditions, report
+from bench_kit.null_backend import null_site
 from bench_kit.shapes import SHAPES, make_model
 from cluster import Cluster, Row, TestNode
 
@@ -56,12 +57,13 @@ def measure(directory: Path, hops: int, tokens: int, rounds: int) -> list[list[f
     shape = SHAPES["wide"]
     model = make_model(directory / "model", shape, "f32", None, 4096)
     samples: list[list[float]] = [[] for _ in range(hops + 1)]
+    environment = null_site(directory / "site")
     with Cluster(directory, model) as cluster:
         names = _NAMES[: hops + 1]
         rows = [row for k in range(hops + 1) for row in rows_of(k, shape.n_blocks)]
-        section = {"path": str(model), "backend": "reference", "threads": 1}
+        section = {"path": str(model), "backend": "null", "threads": 1}
         for name in names:
-            cluster.add(name)
+            cluster.add(name).extra_env |= environment
         for name in names:
             models = {f"m{k}": section for k in range(hops + 1)}
             cluster.configure(name, rows, [other for other in names if other != name], models=models)
@@ -83,7 +85,7 @@ def main() -> None:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("--hops", type=int, default=3, choices=[1, 2, 3])
-    parser.add_argument("--tokens", type=int, default=100, help="of one answer")
+    parser.add_argument("--tokens", type=int, default=200, help="of one answer")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument(
         "--quick", action="store_true", help="one hop, one short answer: only to see that it works"

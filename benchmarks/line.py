@@ -2,12 +2,16 @@
 
     python benchmarks/line.py [--model DIR | --shape tiny|demo|wide|llama-3.2-1b] [--blocks N] [--dtype f32]
                               [--quant none] [--backend reference] [--threads 1] [--prompt N]
-                              [--tokens N] [--rounds N] [--quick] [--json]
+                              [--tokens N] [--rounds N] [--sessions N] [--pin] [--quick] [--json]
 
 The three take turns in every round, in another order each time, so that all meet the same load of the
 machine; the ratios are medians of the ratios within a round. A random model has a small vocabulary: blocks
 are measured, not the head. The worker alone is driven over its socketpair, with the same frames and chunks
 and without a dgnd. All processes share this machine, the daemons over loopback.
+
+With --sessions the figures of decode are those of so many answers side by side, from when the last of them
+has begun to when the first has ended. With --pin a node has one core for itself: the first core the worker
+alone, the daemon of the whole model and the lower half, the second the upper half.
 """
 
 from __future__ import annotations
@@ -15,19 +19,20 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench_kit import conditions, report
+from bench_kit.sessions import together
 from bench_kit.shapes import SHAPES, make_model
 from cluster import Cluster, Row, TestNode
 
 from dgn_backends.hf_config import read_config
 from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.weights import whole_model
-from dgnd.bench.direct_worker import DirectWorker, Timed
+from dgnd.bench.direct_worker import DirectWorker, Timed, decode
 from dgnd.driver import MAX_CHUNK
 from dgnd.wire.messages import LoadSpans
 
@@ -46,6 +51,8 @@ class Setting:
     threads: int
     prompt: str
     tokens: int
+    sessions: int
+    pin: bool
 
     @property
     def environment(self) -> dict[str, str]:
@@ -72,6 +79,22 @@ def through_dgnctl(node: TestNode, setting: Setting) -> tuple[list[int], Timed]:
     return result["prompt_token_ids"], timed
 
 
+def side_by_side(node: TestNode, setting: Setting, ids: Sequence[int]) -> Timed:
+    """As `through_dgnctl`, with the decode of several sessions together."""
+    prompts = [(*ids[:-1], 5 + number) for number in range(setting.sessions)]
+    prefill_s, speed = together(node.socket, prompts, setting.tokens)
+    return Timed(len(ids) * len(prompts), setting.tokens, prefill_s, (setting.tokens - 1) / speed)
+
+
+def worker_side_by_side(worker: DirectWorker, setting: Setting, ids: Sequence[int], context: int) -> Timed:
+    """The same of the worker alone: all sessions in one batch."""
+    with ExitStack() as stack:
+        sessions = [stack.enter_context(worker.open(context)) for _ in range(setting.sessions)]
+        prefill_s = sum(session.prefill([*ids[:-1], 5 + number]) for number, session in enumerate(sessions))
+        decode_s = decode(sessions, setting.tokens - 1)
+    return Timed(len(ids) * len(sessions), setting.tokens, prefill_s, decode_s / len(sessions))
+
+
 @contextmanager
 def daemons(directory: Path, setting: Setting, spans: dict[str, str]) -> Iterator[TestNode]:
     """Daemons that serve these spans by name, ready; the first is the origin."""
@@ -82,11 +105,24 @@ def daemons(directory: Path, setting: Setting, spans: dict[str, str]) -> Iterato
         for name in spans:
             peers = [other for other in spans if other != name]
             cluster.configure(name, rows, peers, models={"m": setting.section()})
-        for node in cluster.nodes.values():
-            node.start()
+        for index, node in enumerate(cluster.nodes.values()):
+            with on_core(index if setting.pin else None):
+                node.start()
         for node in cluster.nodes.values():
             node.wait_ready(timeout=300)
         yield next(iter(cluster.nodes.values()))
+
+
+@contextmanager
+def on_core(index: int | None) -> Iterator[None]:
+    """Processes started meanwhile stay on one core, the `index`-th of those allowed here."""
+    allowed = os.sched_getaffinity(0)
+    if index is not None:
+        os.sched_setaffinity(0, {sorted(allowed)[index]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
 
 
 def measure(setting: Setting, rounds: int, directory: Path) -> dict[str, list[Timed]]:
@@ -111,13 +147,20 @@ def measure(setting: Setting, rounds: int, directory: Path) -> dict[str, list[Ti
         two = stack.enter_context(daemons(directory / "two", setting, halves))
         span = whole_model(read_config(setting.model))
         environment = {**os.environ, **setting.environment}
-        alone = stack.enter_context(DirectWorker(load, span, environment, MAX_CHUNK))
+        with on_core(0 if setting.pin else None):
+            alone = stack.enter_context(DirectWorker(load, span, environment, MAX_CHUNK))
         ids, _ = through_dgnctl(one, setting)
         ways: list[tuple[str, Callable[[], Timed]]] = [
             (WORKER, lambda: alone.generate(ids, setting.tokens, context)),
             (THROUGH, lambda: through_dgnctl(one, setting)[1]),
             (SPLIT, lambda: through_dgnctl(two, setting)[1]),
         ]
+        if setting.sessions > 1:
+            ways = [
+                (WORKER, lambda: worker_side_by_side(alone, setting, ids, context)),
+                (THROUGH, lambda: side_by_side(one, setting, ids)),
+                (SPLIT, lambda: side_by_side(two, setting, ids)),
+            ]
         for _, way in ways:
             way()
         samples: dict[str, list[Timed]] = {name: [] for name, _ in ways}
@@ -174,6 +217,8 @@ def main() -> None:
     )
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sessions", type=int, default=1, help="answers side by side")
+    parser.add_argument("--pin", action="store_true", help="one core for each node")
     parser.add_argument("--quick", action="store_true", help="a tiny model once: only to see that it works")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -196,6 +241,8 @@ def main() -> None:
             options.threads,
             prompt,
             options.tokens,
+            options.sessions,
+            options.pin,
         )
         blocks = read_config(model).n_blocks
         samples = measure(setting, options.rounds, directory)
@@ -206,7 +253,8 @@ def main() -> None:
         f"{options.threads} thread(s)"
     )
     where["request"] = (
-        f"{first.prompt_tokens} tokens of prompt, {first.tokens} of answer, greedy; {options.rounds} rounds"
+        f"{first.prompt_tokens} tokens of prompt, {first.tokens} of answer, greedy; {options.rounds} rounds; "
+        f"{options.sessions} session(s){', one core for each node' if options.pin else ''}"
     )
     figures, rows = summary(samples)
     header = ["tok/s", "prefill", "best", "ratio", "decode", "best", "ratio", "ms/token"]
