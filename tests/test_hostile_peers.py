@@ -718,7 +718,7 @@ def test_nothing_is_left_of_a_peer_that_is_gone() -> None:
             sent.append((peer, frame))
 
         background = Background()
-        office = PostOffice("me", send, lambda peer, frame: None, background)
+        office = PostOffice("me", send, lambda *_: False, lambda peer, frame: None, background)
         first, second = (Frame(HopLength(key=HopKey("o", "s", 1), branch=0, length=n)) for n in (1, 2))
         async with trio.open_nursery() as nursery:
             await nursery.start(background.run)
