@@ -23,6 +23,8 @@ FIGURES = api.Figures("embed,0-3", 12.34, 0.123, 1.5, 4096)
 TIMINGS = api.Timings(0.1, 0.2, 0.15)
 TOKEN_S = 0.02
 LONG = 500
+#: Of a kilobyte each: more than a client that does not read is given.
+FLOOD_WORDS = 10_000
 
 
 class EchoService:
@@ -31,6 +33,7 @@ class EchoService:
     def __init__(self) -> None:
         self.sessions: dict[str, list[int]] = {}
         self.seen: list[api.GenerateParams] = []
+        self.words = 0  #: given by all generations
         self.cancelled: list[int] = []  #: tokens given by each generation that was cancelled
         self.connecting = False  #: an address is being dialled that never answers
         self.cut: list[str] = []  #: methods whose scope was cancelled
@@ -130,7 +133,7 @@ class EchoService:
                 await cancelled.wait()
                 self.cancelled.append(0)
             case ["flood"]:
-                words = ["x" * 1024] * 100_000
+                words = ["x" * 1024] * FLOOD_WORDS
             case ["full"]:
                 reason = "length"
             case ["escape"]:
@@ -145,6 +148,7 @@ class EchoService:
                 break
             ids.append(1000 + number)
             said += word + " "
+            self.words += 1
             await on_delta(word + " ", [1000 + number])
             with trio.move_on_after(pause):
                 await cancelled.wait()

@@ -111,7 +111,8 @@ def test_the_bounds() -> None:
         f"{server.MAX_CONNECTIONS} connections",
         f"{connection.MAX_REQUESTS} requests at once",
         f"{mebibytes} MiB for a line",
-        f"more than {connection.MAX_UNSENT_BYTES // 2**20} MiB unread",
+        f"more than {connection.ANSWER_WAITS_BYTES // 2**10} KiB unread",
+        f"beyond {connection.REQUESTS_WAIT_BYTES // 2**20} MiB no further request",
         f"at most {jsonrpc._MAX_ID_LENGTH} characters",
     ):
         assert bound in API

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 import trio
-from echo_service import LONG, EchoDaemon
+from echo_service import FLOOD_WORDS, LONG, EchoDaemon
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -446,16 +446,65 @@ def test_a_service_that_ignores_cancel_is_cut_off(
 # --- clients that misbehave ---
 
 
-def test_a_client_that_does_not_read_is_dropped_and_hurts_nobody(daemon: EchoDaemon) -> None:
+FLOOD = b'{"jsonrpc":"2.0","id":1,"method":"generate","params":{"prompt":"flood"}}\n'
+#: What the kernel holds for a client, at most.
+KERNEL_BYTES = 2**20
+
+
+def stalled(daemon: EchoDaemon) -> int:
+    """How many words came before the answer paused."""
+
+    def pauses() -> bool:
+        before = daemon.service.words
+        time.sleep(0.3)
+        return 0 < before == daemon.service.words
+
+    until(pauses, 30)
+    return daemon.service.words
+
+
+def test_an_answer_waits_for_a_client_that_does_not_read_and_hurts_nobody(daemon: EchoDaemon) -> None:
     with Raw(daemon.path) as deaf, ControlClient(daemon.path) as other:
-        deaf.sock.sendall(b'{"jsonrpc":"2.0","id":1,"method":"generate","params":{"prompt":"flood"}}\n')
-        until(lambda: daemon.service.cancelled, 30)
-        assert daemon.service.cancelled[0] * 1024 < connection.MAX_UNSENT_BYTES + 2**20
+        deaf.sock.sendall(FLOOD)
+        assert stalled(daemon) * 1024 < connection.ANSWER_WAITS_BYTES + KERNEL_BYTES
         assert other.call("status").name == "desk"
-        received = 0
-        while chunk := deaf.sock.recv(65536):
-            received += len(chunk)
-        assert received < 2**20  # what the kernel held; then the end
+        came = 0
+        while "result" not in (message := deaf.answer()):
+            came += len(message["params"]["token_ids"])
+        assert came == len(message["result"]["token_ids"]) == FLOOD_WORDS
+    assert daemon.service.cancelled == []
+
+
+def test_a_cancel_reaches_an_answer_that_waits_for_its_client(daemon: EchoDaemon) -> None:
+    with Raw(daemon.path) as deaf:
+        deaf.sock.sendall(FLOOD)
+        words = stalled(daemon)
+        deaf.sock.sendall(b'{"jsonrpc":"2.0","method":"cancel","params":{"request_id":1}}\n')
+        while "result" not in (message := deaf.answer()):
+            pass
+        assert message["result"]["finish_reason"] == "cancelled"
+        assert len(message["result"]["token_ids"]) < words + 2000
+
+
+def test_a_client_that_hangs_up_while_its_answer_waits_ends_it(daemon: EchoDaemon) -> None:
+    with Raw(daemon.path) as deaf:
+        deaf.sock.sendall(FLOOD)
+        stalled(daemon)
+    until(lambda: daemon.service.cancelled)
+
+
+def test_requests_wait_for_a_client_that_reads_no_answers(daemon: EchoDaemon) -> None:
+    line = b'{"jsonrpc":"2.0","id":1,"method":"nope"}\n'
+    with Raw(daemon.path) as deaf:
+        deaf.sock.settimeout(1)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 100 * KERNEL_BYTES:
+                sent += deaf.sock.send(line * 1000)
+        deaf.sock.settimeout(20)
+        whole = sent // len(line)
+        for _ in range(whole):
+            assert deaf.answer()["error"]["code"] == -32601
 
 
 def test_a_client_that_reads_slowly_gets_everything(daemon: EchoDaemon) -> None:

@@ -1,8 +1,8 @@
 """One client of the control socket. Its requests run concurrently, and end when it hangs up.
 
-Two tasks, one that reads and one that writes, and one for each request. What is to be sent waits in a bounded
-buffer; a client that lets it fill is dropped, so its slowness hurts nobody else. Knows nothing of how a
-method is carried out.
+Two tasks, one that reads and one that writes, and one for each request. What is to be sent waits in a buffer
+that is bounded by waiting: while a client reads too little, its answers pause where they are, and then nothing
+more is read from it. Its slowness costs nobody else anything. Knows nothing of how a method is carried out.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dgnd.errors import (
 
 log = logging.getLogger("dgnd.control")
 
-MAX_UNSENT_BYTES: Final = 4 * 1024 * 1024  #: a client with more than this unread is dropped
+ANSWER_WAITS_BYTES: Final = 64 * 1024  #: with more than this unread, an answer is not gone on with
+REQUESTS_WAIT_BYTES: Final = 1024 * 1024  #: with more than this unread, no further request is read
 MAX_REQUESTS: Final = 64  #: running at once on one connection
 CANCEL_GRACE_S: Final = 10.0  #: for a cancelled `generate` to return what it has
 HANG_UP_GRACE_S: Final = 5.0  #: for other requests after the client closed its end
-_DRAIN_S: Final = 30.0  #: for a client that closed its sending half to read the rest
 _FLUSH_S: Final = 0.5  #: for last words when the daemon ends
 _CHUNK: Final = 64 * 1024
 
@@ -92,15 +92,14 @@ class Connection:
         self._sock.close()
 
     async def _finish(self) -> None:
-        """After the client's last request: lets what runs end, and be read, unless the client is gone."""
+        """After the client's last request: lets what runs end, and be read, unless the client is gone, which
+        the writer finds out."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             while self._running:
                 await self._wake.wait()
             nursery.cancel_scope.cancel()
-        with trio.move_on_after(_DRAIN_S):
-            while self._unsent:
-                await self._wake.wait()
+        await self._room(0)
 
     async def _watch(self) -> None:
         await gone(self._sock)
@@ -123,6 +122,7 @@ class Connection:
                 return
             lines.receive(data)
             while (line := lines.next()) is not None:
+                await self._room(REQUESTS_WAIT_BYTES)
                 if isinstance(line, jsonrpc.LineTooLong):
                     self.refuse(
                         InvalidRequest(
@@ -136,9 +136,8 @@ class Connection:
     async def _write(self) -> None:
         while True:
             if not await self._flush():
-                self._drop("it closed the connection")
+                self._drop()
                 return
-            self._notify()
             await self._wake.wait()
 
     async def _flush(self) -> bool:
@@ -150,6 +149,7 @@ class Connection:
             while self._unsent:
                 sent = await self._sock.send(bytes(self._unsent[:_CHUNK]))
                 del self._unsent[:sent]
+                self._notify()
         except OSError:
             return False
         return True
@@ -160,19 +160,20 @@ class Connection:
             await self._flush()
 
     def _send(self, line: bytes) -> None:
-        if self._dropped:
-            return
-        if len(self._unsent) > MAX_UNSENT_BYTES:
-            self._drop(f"it left {len(self._unsent)} bytes unread")
-            return
-        self._unsent += line
-        self._notify()
-
-    def _drop(self, why: str) -> None:
         if not self._dropped:
-            log.info("dropped a client of the control socket: %s", why)
+            self._unsent += line
+            self._notify()
+
+    async def _room(self, most: int) -> None:
+        """Waits until the client has read all but `most` bytes, or is gone."""
+        while len(self._unsent) > most:
+            await self._wake.wait()
+
+    def _drop(self) -> None:
+        """The client is gone."""
         self._dropped = True
         self._unsent = bytearray()
+        self._notify()
         self._io.cancel()
         self._hang_up()
 
@@ -277,6 +278,7 @@ class Connection:
             delta = api.GenerateDelta(identity, text, token_ids)
             self._send(jsonrpc.encode_notification("generate.delta", delta))
             await trio.lowlevel.checkpoint()  # the writer has its turn even if the service never waits
+            await self._room(ANSWER_WAITS_BYTES)
 
         check_generate(params)
         return await self._service.generate(params, on_delta, running.cancelled)
