@@ -62,6 +62,7 @@ class Node:
     worker_up: bool = True
     time: float = 100.0
     down: set[str] = field(default_factory=set)
+    full: set[str] = field(default_factory=set)
     other_model: str | None = None
     posted: list[tuple[str, Frame]] = field(default_factory=list)
     work: list[Frame] = field(default_factory=list)
@@ -85,9 +86,11 @@ class Node:
         )
         self.server = HopServer(host, TicketBook(ME.peer_id), self.max_sessions, 1 << 20)
 
-    def _post(self, peer: str, frame: Frame) -> None:
+    def _post(self, peer: str, frame: Frame) -> bool:
         encode_bytes(frame)  # whatever is said can be sent
-        self.posted.append((peer, frame))
+        if peer not in self.full:
+            self.posted.append((peer, frame))
+        return peer not in self.full
 
     def _spans(self) -> tuple[Span, ...]:
         return parse_spans(self.loaded, N_BLOCKS) if self.worker_up else ()
@@ -801,6 +804,17 @@ def test_results_that_are_not_finite_are_the_fault_of_who_computed_them() -> Non
     node.hears(BEFORE, a_step(KEY), hidden(2))
     bad = Tensor.from_f32(np.full((2, HIDDEN), np.inf, np.float32), "f32")
     only_failure(node.computed(a_step(KEY), bad), ORIGIN, "non_finite", "1-2 of m", "not finite")
+
+
+def test_results_that_cannot_wait_are_told_and_kept_to_be_sent_again() -> None:
+    node = Node()
+    node.opened()
+    node.full = {AFTER.peer_id}
+    node.hears(BEFORE, a_step(KEY), hidden(2))
+    only_failure(node.computed(a_step(KEY), hidden(2)), ORIGIN, "peer", "too much waits already")
+    node.full.clear()
+    ((peer, step),) = node.hears(ORIGIN, Replay(key=KEY, branch=0, route=1, start=0, stop=2))
+    assert (peer, step.start, step.count) == (AFTER.peer_id, 0, 2)
 
 
 def test_a_replay_of_an_earlier_route_is_late_and_one_of_what_is_gone_says_so() -> None:

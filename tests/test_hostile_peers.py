@@ -31,6 +31,7 @@ from p2p_kit import Node, running, until
 from tiny_llama import make_tiny_llama
 
 from dgn_backends.tensor import Tensor
+from dgnd import postoffice
 from dgnd.background import Background
 from dgnd.control import api
 from dgnd.control.client import ControlClient
@@ -737,6 +738,40 @@ def test_nothing_is_left_of_a_peer_that_is_gone() -> None:
             office.post("a", second)
             await trio.testing.wait_all_tasks_blocked()
             assert sent == [("b", first), ("a", second)]
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
+def test_bytes_that_wait_for_a_peer_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postoffice, "WAITING_BYTES", 10_000)
+
+    async def main() -> None:
+        reads, sent = trio.Event(), []
+
+        async def send(peer: str, frame: Frame, bulk: bool) -> None:
+            await reads.wait()
+            sent.append(frame)
+
+        def chunk(size: int) -> Frame:
+            step = StepFrame(HopKey("o", "s", 1), 0, 0, 0, size, digest_start=1, digest_end=2)
+            return Frame(step, Tensor("f32", (size, 1), bytes(4 * size)))
+
+        background = Background()
+        office = PostOffice("me", send, lambda *_: False, lambda peer, frame: None, background)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(background.run)
+            assert office.post("narrow", chunk(4000))  # one alone may be as large as it is
+            assert not office.post("narrow", chunk(1))
+            assert office.post("narrow", Frame(HopLength(key=HopKey("o", "s", 1), branch=0, length=0)))
+            assert office.post("other", chunk(1250))
+            assert office.post("other", chunk(1250))
+            assert not office.post("other", chunk(1))
+            reads.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert office.post("narrow", chunk(1))
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(sent) == 5
             nursery.cancel_scope.cancel()
 
     trio.run(main)

@@ -24,7 +24,7 @@ class HopHost:
 
     me: str
     now: Callable[[], float]
-    post: Callable[[str, Frame], None]
+    post: Callable[[str, Frame], bool]  #: False where too much waits for that peer, and the frame is lost
     is_up: Callable[[str], bool]  #: a peer that frames can reach now; this node itself always
     is_allowed: Callable[[str], bool]  #: a peer of the configuration, or this node itself
     #: (model, origin, config digest, manifest digest) -> why that origin's model is not ours, or None

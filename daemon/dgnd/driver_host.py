@@ -16,7 +16,7 @@ class DriverHost:
     """What a driver needs of the node."""
 
     identity: Identity
-    post: Callable[[str, Frame], None]
+    post: Callable[[str, Frame], object]
     peer_name: Callable[[str], str]
     is_up: Callable[[str], bool]  #: whether frames reach a peer now; this node itself always
     suspect: Callable[[str], None]  #: a peer does not answer

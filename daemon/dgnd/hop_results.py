@@ -9,7 +9,7 @@ import msgspec
 
 from dgn_backends.tensor import Tensor
 from dgnd.admission import HopHost
-from dgnd.errors import DgnError, NonFiniteOutput, PeerGone, ProtocolError
+from dgnd.errors import DgnError, NonFiniteOutput, PeerError, PeerGone, ProtocolError
 from dgnd.hop import Hop
 from dgnd.hop_table import HopTable
 from dgnd.wire import q8
@@ -75,9 +75,7 @@ class HopResults:
         try:
             return q8.encode(payload)
         except ValueError as error:
-            said = NonFiniteOutput(f"{hop.span} of {hop.ticket.model}: {error}")
-            key = hop.ticket.key
-            self._host.post(key.origin, Frame(failure_of(said, key, message.branch, "step")))
+            self._tell(hop, NonFiniteOutput(f"{hop.span} of {hop.ticket.model}: {error}"), message)
             return None
 
     def _settled(self, hop: Hop, branch: int, length: int) -> None:
@@ -98,11 +96,18 @@ class HopResults:
         ticket = hop.ticket
         if ticket.next_hop is None:
             error: DgnError = ProtocolError("the last hop of the ticket has no head")
-            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
+            self._tell(hop, error, message)
         elif not self._host.is_up(ticket.next):
             error = PeerGone(f"no connection to {ticket.next}, which has the next blocks", peer=ticket.next)
-            self._host.post(ticket.key.origin, Frame(failure_of(error, ticket.key, message.branch, "step")))
+            self._tell(hop, error, message)
         else:
             key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
             onward = msgspec.structs.replace(message, key=key)
-            self._host.post(ticket.next, Frame(onward, payload))
+            if not self._host.post(ticket.next, Frame(onward, payload)):  # sent again when the origin asks
+                error = PeerError(f"too much waits already for {ticket.next}, which has the next blocks")
+                self._tell(hop, error, message)
+
+    def _tell(self, hop: Hop, error: DgnError, message: StepFrame) -> None:
+        """What the origin has to know of a step's results."""
+        key = hop.ticket.key
+        self._host.post(key.origin, Frame(failure_of(error, key, message.branch, "step")))

@@ -2,8 +2,9 @@
 
 So the origin's own blocks are a hop like any other. Posting never blocks: a frame that finds its connection
 idle leaves at once, in the task that made it; others wait in a queue of their address, which has a task, and
-both end with the connection. The credits of sessions keep the queues short; what a peer has us answer and
-doesn't read is bounded by WAITING. Knows nothing of what frames mean.
+both end with the connection. The credits of sessions keep the queues short; what waits all the same for a
+peer that does not read, or behind a link that is too narrow, is bounded in number and bytes. Knows nothing of
+what frames mean.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ log = logging.getLogger("dgnd.postoffice")
 
 #: Frames that may wait for one peer; far more than the credits of honest sessions let come together.
 WAITING = 8192
+#: Bytes of their tensors, as many as journals have; one frame may always wait.
+WAITING_BYTES = 256 << 20
 #: Sends one frame to a peer; `bulk` chooses the stream that may be slow.
 Send = Callable[[str, Frame, bool], Awaitable[None]]
 #: The same without waiting; False, and nothing was sent, where it would have to.
@@ -38,6 +41,7 @@ class _Queue:
     inlet: trio.MemorySendChannel[Frame]
     outlet: trio.MemoryReceiveChannel[Frame]
     unsent: int = 0  #: frames in it, and the one that is being sent
+    bytes: int = 0  #: of their tensors
 
     def end(self) -> None:
         """Nothing more comes, and what waits is thrown away."""
@@ -61,24 +65,30 @@ class PostOffice:
         self._full: set[tuple[str, bool]] = set()
         self._background = background
 
-    def post(self, peer: str, frame: Frame) -> None:
-        """Sends `frame` to `peer`, behind those that wait; what can't be sent is lost with its connection,
-        which is announced elsewhere."""
+    def post(self, peer: str, frame: Frame) -> bool:
+        """Sends `frame` to `peer`, behind those that wait; False where too many wait, and it is lost. What
+        can't be sent is lost with its connection, which is announced elsewhere."""
         address = (peer, peer != self.me and is_bulk(frame))
         queue = self._queues.get(address)
         if peer != self.me and (queue is None or not queue.unsent) and self._sent_now(*address, frame):
-            return
+            return True
         if queue is None:
             queue = _Queue(*trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING))
             self._queues[address] = queue
             self._background.start(self._carry, *address, queue)
         try:
+            if peer != self.me and queue.bytes and queue.bytes + _size(frame) > WAITING_BYTES:
+                raise trio.WouldBlock
             queue.inlet.send_nowait(frame)
             queue.unsent += 1
+            queue.bytes += _size(frame)
+            return True
         except trio.WouldBlock:
             if address not in self._full:
                 self._full.add(address)
-                log.warning("%s does not read: %d frames wait, further ones are dropped", peer, WAITING)
+                what = f"{queue.unsent} frames of {queue.bytes} bytes wait"
+                log.warning("%s does not read: %s, further ones are dropped", peer, what)
+            return False
 
     def _sent_now(self, peer: str, bulk: bool, frame: Frame) -> bool:
         try:
@@ -97,6 +107,7 @@ class PostOffice:
         async for frame in queue.outlet:
             if peer == self.me:
                 queue.unsent -= 1
+                queue.bytes -= _size(frame)
                 self._deliver(peer, frame)
                 continue
             try:
@@ -108,7 +119,12 @@ class PostOffice:
             except ProtocolError as error:  # a fault of ours must not end the daemon
                 log.error("a frame for %s can't be sent: %s", peer, error.message)
             queue.unsent -= 1
+            queue.bytes -= _size(frame)
             self._full.discard((peer, bulk))
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.payload.data) if frame.payload is not None else 0
 
 
 def is_bulk(frame: Frame) -> bool:

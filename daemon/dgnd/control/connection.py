@@ -1,8 +1,8 @@
 """One client of the control socket. Its requests run concurrently, and end when it hangs up.
 
-Two tasks, one that reads and one that writes, and one for each request. What is to be sent waits in a buffer
-that is bounded by waiting: while a client reads too little, its answers pause where they are, and then nothing
-more is read from it. Its slowness costs nobody else anything. Knows nothing of how a method is carried out.
+Two tasks, one that reads and one that writes, and one for each request. What is to be sent is in a buffer.
+While a client leaves too much of it unread, its answers pause where they are, and then nothing more is read
+from it, so that its slowness costs nobody else anything. Knows nothing of how a method is carried out.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ CANCEL_GRACE_S: Final = 10.0  #: for a cancelled `generate` to return what it ha
 HANG_UP_GRACE_S: Final = 5.0  #: for other requests after the client closed its end
 _FLUSH_S: Final = 0.5  #: for last words when the daemon ends
 _CHUNK: Final = 64 * 1024
+_KERNEL_BYTES: Final = 32 * 1024  #: of the socket's buffer, which the kernel doubles: it is unread, too
 
 
 @dataclass
@@ -59,6 +60,7 @@ class Connection:
     """Serves one client until it hangs up, is dropped, or the scope around `serve` is cancelled."""
 
     def __init__(self, sock: trio.socket.SocketType, service: ControlService, ties: Ties) -> None:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, _KERNEL_BYTES)
         self._sock = sock
         self._service = service
         self._ties = ties
