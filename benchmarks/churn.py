@@ -86,9 +86,10 @@ class Churn:
     def kill_worker(self) -> None:
         """kill -9 of a worker."""
         node = self._any("abc")
-        for pid in node.worker_pids():
+        before = node.worker_pids()
+        for pid in before:
             os.kill(pid, signal.SIGKILL)
-        node.wait_for(lambda: node.state() != "ready", timeout=5.0, what="a loss of its worker")
+        node.wait_for(lambda: not set(before) & set(node.worker_pids()), what="another worker")
         node.wait_ready()
 
     def stand_still(self) -> None:

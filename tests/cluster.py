@@ -156,7 +156,7 @@ class TestNode:
 
     def worker_pids(self) -> list[int]:
         """Its workers' pids, as it reports them."""
-        return [worker["pid"] for worker in self.ctl_json("status")["workers"] if worker["pid"]]
+        return [worker.pid for worker in self.status().workers if worker.pid]
 
     def children(self) -> list[psutil.Process]:
         """Its child processes, as the kernel knows them."""
