@@ -6,6 +6,7 @@ Also what this node says of itself in Hello. Knows nothing of sessions or of how
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 import msgspec
@@ -21,8 +22,12 @@ from dgnd.routing import Offer, missing_units
 from dgnd.trust import ManifestBook
 from dgnd.wire.codec import PROTOCOL_VERSIONS
 from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers, SpanOffer
+from dgnd.wire.words import line
 
 log = logging.getLogger("dgnd.offers")
+
+#: Between two lines about offers of one peer that can't be read; they may come at any rate.
+COMPLAIN_S = 60.0
 
 
 class OfferBook:
@@ -43,6 +48,7 @@ class OfferBook:
         self._models = models
         self._now = now
         self._heard_at: dict[str, float] = {}
+        self._complained: dict[str, float] = {}  # about offers that can't be read, by peer
 
     # --- what I say
 
@@ -144,7 +150,9 @@ class OfferBook:
                 for span in parse_spans(item.span, model.config.n_blocks)
             ]
         except SpanSyntaxError as error:
-            log.warning("offer of %s for %s is not used: %s", peer, model.name, error)
+            if self._now() >= self._complained.get(peer, -math.inf) + COMPLAIN_S:
+                self._complained[peer] = self._now()
+                log.warning("offer of %s for %s is not used: %s", peer, model.name, line(str(error)))
             return []
 
     def said(self, peer: str, model: str) -> list[SpanOffer]:

@@ -29,6 +29,7 @@ from dgnd.p2p.write_lock import WriteLock
 from dgnd.wire import codec
 from dgnd.wire.limits import tag_of
 from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessage, Ping, Pong
+from dgnd.wire.words import in_plain_words
 
 log = logging.getLogger("dgnd.p2p")
 
@@ -254,7 +255,9 @@ class Link:
             self._frame(frame)
 
     def _frame(self, frame: Frame) -> None:
-        match frame.message:
+        plain = in_plain_words(frame.message)
+        frame = frame if plain is frame.message else Frame(plain, frame.payload)
+        match plain:
             case Goodbye(reason=reason):
                 self.fail(PeerGone(f"it said goodbye: {reason}"))
             case Hello() as hello:
