@@ -77,6 +77,21 @@ def test_an_answer_survives(cluster: Cluster, sampling: dict[str, object], how: 
             kill_worker(node) if how == "worker" else node.kill()
 
     assert Asked(origin, params, after, strike).ids() == right
+    nothing_is_left(cluster)
+
+
+def nothing_is_left(cluster: Cluster) -> None:
+    """No survivor keeps anything of a session that has ended."""
+    for node in cluster.nodes.values():
+        if node.process is not None and node.process.poll() is None:
+            node.wait_for(lambda node=node: held(node) == [0, 0, 0, 0], what=f"end of sessions: {held(node)}")
+
+
+def held(node: TestNode) -> list[int]:
+    """Sessions, open hops, bytes of journals, bytes of KV."""
+    status = node.ctl_json("status")
+    kv = sum(worker["kv_bytes"] for worker in status["workers"])
+    return [len(status["sessions"]), status["hops"], status["journal_bytes"], kv]
 
 
 @pytest.mark.parametrize("what", ["node", "daemon", "worker"])
@@ -96,6 +111,9 @@ def test_an_answer_survives_what_hangs(cluster: Cluster, stopped: list[int], wha
     request = Asked(cluster.nodes["a"], params, 60, strike)
     assert request.ids() == right
     print(f"longest wait: {request.longest_s:.2f} s")
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    nothing_is_left(cluster)  # nor who was stopped, and was told nothing meanwhile
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,8 @@ def main() -> int:
     roles = ", ".join(f"{role} {count}" for role, count in sorted(counts.items()))
     print(f"{sum(counts.values())} {what} ({roles}) in {struck} of {answers} answers; {missed} did not count")
     longest = "answer" if options.frames else "pause"
-    print(f"answers lost or different: {wrong}; the longest {longest} {longest_s:.2f} s of virtual time")
+    print(f"answers lost, different or leaving something behind: {wrong}")
+    print(f"the longest {longest} {longest_s:.2f} s of virtual time")
     print(f"seeds {options.seed} to {seed} in {time.monotonic() - begun:.0f} s; log {digest}")
     for number in failed:
         print(f"again: python -m tests.sim{kinds} --seed {number} --log")

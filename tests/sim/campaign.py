@@ -48,7 +48,9 @@ class Outcome:
     missed: int = 0  #: victims that were in no route, or too early or late
     answers: int = 0
     struck: int = 0  #: answers with a kill that counts
-    wrong: list[str] = field(default_factory=list)  #: answers lost or different, in words
+    wrong: list[str] = field(
+        default_factory=list
+    )  #: answers lost or different, and what is left of them, in words
     digest: str = ""
     lines: list[str] = field(default_factory=list)
     longest_s: float = 0.0  #: virtual, between two tokens
@@ -73,6 +75,7 @@ def run_seed(model: Path, seed: int, keep: bool = False) -> Outcome:
                 if not session or rng.random() < 0.5 or len(said) > CONTEXT // 2:
                     session, said = f"s{number}", []
                 said = await _Trial(cluster, model, rng, outcome).run(session, said)
+            outcome.wrong += await cluster.left_over()
             nursery.cancel_scope.cancel()
 
     read_once(model)  # what is kept between seeds may draw no random number within one

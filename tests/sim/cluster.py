@@ -19,7 +19,7 @@ from dgnd.config.load import LoadedConfig
 from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, NodeConfig, PeerSection
 from dgnd.control import api
 from dgnd.identity import SEED_BYTES, Identity
-from dgnd.node import Node, NodeIdentity
+from dgnd.node import SWEEP_S, Node, NodeIdentity
 from dgnd.parts import NodeParts
 from dgnd.session import RouteHop
 from dgnd.text.assets import TextAssets
@@ -268,6 +268,26 @@ class SimCluster:
         serving = {node.me for node in known if node.workers}
         offers = this.node.offers
         return model.manifest is not None and serving == {offer.peer for offer in offers.offers(model)}
+
+    async def left_over(self) -> list[str]:
+        """What nodes still hold when all sessions are forgotten; nothing, if all is well."""
+        for this in self.nodes.values():
+            if this.node is not None:
+                this.node.engine.clear(None)
+        await trio.sleep(2 * SWEEP_S)
+        found = []
+        for name, this in self.nodes.items():
+            if this.node is not None:
+                node = this.node
+                held = {
+                    "hops": len(node.hops.hops),
+                    "journal bytes": node.hops.journals.bytes,
+                    "hops in workers": sum(len(node.workshop.hops_of(worker)) for worker in this.workers),
+                    "sequences and KV of workers": sum(worker.left_over for worker in this.workers),
+                    "sessions": len(node.engine.conversations),
+                }
+                found += [f"{name} still has {count} {what}" for what, count in held.items() if count]
+        return found
 
     # --- answers
 

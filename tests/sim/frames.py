@@ -83,6 +83,8 @@ def run_frames(model: Path, seed: int, most: int | None = None, keep: bool = Fal
                 found.done[fault] += 1
                 if problem:
                     found.wrong.append(f"{fault} at frame {place}, {strike.what}: {problem}")
+            await cluster.all_ready()
+            found.wrong += await cluster.left_over()
             nursery.cancel_scope.cancel()
 
     read_once(model)

@@ -51,6 +51,12 @@ class SimWorker:
         self._running: frozenset[HopKey] = frozenset()  # whose steps are computed, or were at the last end
         self._signs = 0  # of life
         self._looked_after = False
+        self._computes: SpanWorker | None = None
+
+    @property
+    def left_over(self) -> int:
+        """Sequences that are open, and bytes of KV that are held."""
+        return self._computes.sequence_count() + self._computes.budget.held if self._computes else 0
 
     @property
     def ready(self) -> bool:
@@ -135,7 +141,7 @@ class SimWorker:
     async def _live(self, receive: trio.MemoryReceiveChannel[Frame]) -> None:
         await trio.sleep(self._rng.uniform(0.3, 1.5))
         worker = SpanWorker(self.request, lambda done, total: None)
-        self.spans, self.state = worker.loaded(), "ready"
+        self.spans, self.state, self._computes = worker.loaded(), "ready", worker
         self.stats = WorkerStats(kv_budget=worker.budget.total)
         self._handlers.on_ready(self.model)
         speed = Speed()
