@@ -122,6 +122,33 @@ def test_auto_takes_the_models_dtype() -> None:
     assert saved == ("bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "f32")
 
 
+def mapped_bytes(path: Path) -> int:
+    """Bytes of a mapped file that this process holds in memory."""
+    held, is_it = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        key, _, rest = line.partition(" ")
+        if not key.endswith(":"):
+            is_it = line.endswith(str(path))
+        elif is_it and key == "Rss:":
+            held += int(rest.split()[0]) << 10
+    return held
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not count memory")
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_what_was_packed_is_not_held_in_the_mapped_file_too(tmp_path: Path, dtype: str) -> None:
+    tiny = TinyLlama(
+        tokenizer=False, hidden_size=1024, intermediate_size=4096, n_heads=16, n_kv_heads=4, dtype="bf16"
+    )
+    path = make_tiny_llama(tmp_path / "model", tiny)
+    runner = load(path, dtype)
+    file = path / "model.safetensors"
+    assert file.stat().st_size > 25e6
+    assert mapped_bytes(file) < file.stat().st_size / 10
+    ids = np.arange(40, dtype=np.int32)
+    assert np.isfinite(run_chunked(runner, ids, 40)).all()
+
+
 def overflowing_model(directory: Path) -> Path:
     """A model whose MLPs reach 1e5 inside, beyond f16, and come back to ordinary sizes."""
     tiny = TinyLlama(tokenizer=False, mlp_bias=True)

@@ -134,7 +134,10 @@ class _Loader:
     def _matrix(self, names: Sequence[str]) -> Matrix:
         if self._quantised is None:
             parts = [self._converted(name) for name in names]
-            return DenseMatrix(parts[0] if len(parts) == 1 else torch.cat(parts))
+            matrix = DenseMatrix(parts[0] if len(parts) == 1 else torch.cat(parts))
+            for name in names:  # a copy was made, or what is used of the file comes back
+                self._files.release(name)
+            return matrix
         weight = self._quantised.get(*names)
         self._count(names)
         if self._dtype == torch.float16 and largest(weight) > _F16_MAX:
