@@ -76,7 +76,7 @@ def _explain(params: GenerateParams, result: GenerateResult) -> None:
         text = "the answer ends here because the context is full, or a node's KV cache (kv_bytes)"
         click.echo(f"dgnctl: {text}", err=True)
     if not result.exact:
-        text = "not all of the route computes alike (quant, dtype), or a part was replaced on the way"
+        text = "the route does not all compute alike (quant, dtype), sends in q8, or had a part replaced"
         click.echo(f"dgnctl: {text}; one node alone may answer otherwise", err=True)
 
 
