@@ -14,8 +14,9 @@ _WEIGHT = 0.3
 #: The share of the last batch's time that the next one may wait for another hop of the last to come back, and
 #: again from when one did: in a batch of its own, each would cost about as much as all of them together.
 _PATIENCE = 0.05
-#: The same, for all of them: they come one after the other, and cost their origins time.
+#: The same, for all of them: they come one after the other, as each costs its origin up to GAP_S.
 _ALL_PATIENCE = 0.25
+GAP_S = 0.002
 #: Batches smaller than this say nothing of a prompt's speed: reading the weights is most of their time.
 _TELLING = 16
 
@@ -39,7 +40,7 @@ class Pace:
     @property
     def patience_s(self) -> float:
         """How long the next batch may wait for one more of the hops that the last one served."""
-        return _PATIENCE * self._last_s
+        return max(_PATIENCE * self._last_s, min(GAP_S, self.all_patience_s))
 
     @property
     def all_patience_s(self) -> float:
