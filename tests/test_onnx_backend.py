@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -132,6 +133,39 @@ def test_weights_are_in_memory_once(tmp_path: Path, quant: Quant) -> None:
     taken, weights = map(int, done.stdout.split())
     assert weights > 25e6
     assert taken < 1.5 * weights + 20e6
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not count memory")
+def test_weights_are_never_in_memory_twice_while_they_are_loaded(tmp_path: Path) -> None:
+    """bf16 weights are made f32 and packed by ONNX Runtime; the most that a process of its own held."""
+    tiny = TinyLlama(
+        tokenizer=False, hidden_size=1024, intermediate_size=4096, n_heads=16, n_kv_heads=4, n_blocks=6
+    )
+    path = make_tiny_llama(tmp_path / "model", replace(tiny, dtype="bf16"))
+    command = [sys.executable, "-c", MEASURE_MEMORY, str(path), "none"]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            found = re.search(r"RssAnon:\s+(\d+)", status.read_text())
+            peak = max(peak, int(found[1]) * 1024 if found else 0)
+            time.sleep(0.002)
+        assert process.stdout is not None
+        taken, weights = map(int, process.stdout.read().split())
+    assert weights > 350e6
+    assert taken < 1.1 * weights + 40e6
+    assert peak < 1.1 * weights + 61e6 + 80e6, "a block is 61 MB"
+
+
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+@pytest.mark.parametrize("name", ["plain", "tied", "qwen3", "mistral", "attention-bias"])
+def test_where_a_span_is_cut_makes_no_difference(name: str, quant: Quant) -> None:
+    """Bit by bit: nodes of the same numerics may be cut in different places."""
+    case = llama_case(name)
+    whole, apart = (load(case.path, quant=quant) for _ in range(2))
+    for block in range(apart.span.stop):
+        apart.open(100 + block, Span(block, block + 1), 8)  # makes it a session of its own
+    assert np.array_equal(run_chunked(whole, case.ids, 33), run_chunked(apart, case.ids, 33))
 
 
 def test_an_idle_runner_takes_no_cpu() -> None:

@@ -84,7 +84,7 @@ def model_of(case: LlamaCase, dtype: DType, quant: Quant) -> ModelProto:
     graph = GraphBuilder(cuda_numbers(dtype))
     config = case.config
     files = SpanFiles(replace(case.load_request(), quant=quant), dtype, ignore)
-    x = declare_inputs(graph, config.block, has_blocks=True, has_head=True)
+    x = declare_inputs(graph, config.block, has_blocks=True, has_head=True, is_inner=False)
     for number in range(config.n_blocks):
         x = add_block(graph, number, config.blocks[number], files.block(number), x)
     add_end(graph, config.block, x)

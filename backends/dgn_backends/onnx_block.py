@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dgn_backends.model import BlockSpec
 from dgn_backends.onnx_graph import FUSED, Array, GraphBuilder
 from dgn_backends.onnx_linear import LinearWeights
@@ -49,8 +51,11 @@ def padded_head_dim(head_dim: int) -> int:
     return -(-head_dim // _HEAD_MULTIPLE) * _HEAD_MULTIPLE
 
 
-def declare_inputs(graph: GraphBuilder, spec: BlockSpec, has_blocks: bool, has_head: bool) -> Stream:
-    """The inputs that all blocks share; the span's first hidden states."""
+def declare_inputs(
+    graph: GraphBuilder, spec: BlockSpec, has_blocks: bool, has_head: bool, is_inner: bool
+) -> Stream:
+    """The inputs that all blocks share; the span's first hidden states. `is_inner`: there are blocks before,
+    and what follows is computed bit by bit as in one graph with them."""
     graph.input("hidden", "f32", ["rows", spec.hidden_size])
     if has_blocks:
         half = padded_head_dim(spec.head_dim) // 2
@@ -65,7 +70,12 @@ def declare_inputs(graph: GraphBuilder, spec: BlockSpec, has_blocks: bool, has_h
                 graph.cast(table, "f32", graph.numbers.attention, _cast_table(table))
     if has_head:
         graph.input("wanted", "i32", ["wanted_rows"])
-    return Stream(graph.cast("hidden", "f32", graph.numbers.rows))
+    hidden = graph.cast("hidden", "f32", graph.numbers.rows)
+    if not is_inner or graph.numbers.rows != "f32":
+        return Stream(hidden)
+    # Norms that add and norms that don't round differently: within a graph only the first one doesn't.
+    zero = graph.floats("zero", np.zeros(1, np.float32), "f32")
+    return Stream(graph.node("Mul", [hidden, zero]), hidden)
 
 
 def _cast_table(table: str) -> str:

@@ -14,8 +14,18 @@ from dgn_backends.onnx_graph import Array
 from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
 from dgn_backends.quant import Quantised
 from dgn_backends.quant_cache import QuantisedFiles
+from dgn_backends.quant_plan import stored_bytes
+from dgn_backends.span import Span
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
-from dgn_backends.weights import EMBEDDING, FINAL_NORM, ModelFiles, block_prefix, head_tensor, span_tensors
+from dgn_backends.weights import (
+    EMBEDDING,
+    FINAL_NORM,
+    ModelFiles,
+    Shape,
+    block_prefix,
+    head_tensor,
+    span_tensors,
+)
 
 
 class SpanFiles:
@@ -38,6 +48,20 @@ class SpanFiles:
         self._progress = progress
         self._total = sum(tensor_bytes(request.config.dtype, shape) for shape in self._shapes.values())
         progress(0, self._total)
+
+    def made_bytes(self, span: Span) -> int:
+        """Bytes of memory that the layers of `span` take while they are read, until they are given back: none
+        where they are used as they lie in a mapped file."""
+        if self._quantised is not None and self._quantised.are_kept:
+            return 0
+        shapes = span_tensors(self._request.config, span)
+        return sum(self._made_bytes(name, shape) for name, shape in shapes.items() if name in self._shapes)
+
+    def _made_bytes(self, name: str, shape: Shape) -> int:
+        if self._quantised is not None:
+            return stored_bytes(self._request.quant, name, shape, "f32")
+        is_mapped = self._files.tensor(name, shape).dtype == self._dtype
+        return 0 if is_mapped else tensor_bytes(self._dtype, shape)
 
     def finish(self) -> None:
         """Reports that everything is loaded."""

@@ -1,8 +1,8 @@
 """Giving back weights of which ONNX Runtime has made its own copy, in the order that its kernels like.
 
 Of most linear layers it makes one while a session is made, and never looks at what it was given again; then
-there would be two of each. It doesn't say for which layers it did, so that is tried: what a session computes
-must be the same before and after. Knows nothing of graphs.
+there would be two of each. It doesn't say for which layers it did. For a mapped file that does not matter:
+what is looked at comes back. For all else it has to be tried. Knows nothing of graphs.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ def trim() -> None:
     happens): what loading needs for a while is far more than running needs."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def comes_back(array: npt.NDArray[np.generic]) -> bool:
+    """Whether `array` lies in a mapped file, and is the same again when somebody looks after `release`: all
+    that is loaded can be written to, but for what is mapped."""
+    return not array.flags.writeable
 
 
 def release(arrays: Iterable[npt.NDArray[np.generic]]) -> bool:

@@ -1,7 +1,10 @@
 """The sessions of a span: one for all of it, until somebody wants a part alone.
 
 A part can't be run out of a session, and a second session for it would hold its weights twice. So the span is
-cut where parts begin and end, and its sessions are made anew around the cuts. Knows nothing of sequences.
+cut where parts begin and end, and its sessions are made anew around the cuts. A span whose weights lie in no
+mapped file is cut too: ONNX Runtime packs all of a session's weights before any can be given back, and both
+would be there of the whole span. Where it is cut makes no difference to what is computed. Knows nothing of
+sequences.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from dgn_backends.onnx_device import Device
 from dgn_backends.onnx_graph import GraphBuilder
 from dgn_backends.onnx_kv import SlotPool
 from dgn_backends.onnx_load import SpanFiles
-from dgn_backends.onnx_release import release
+from dgn_backends.onnx_release import comes_back, release
 from dgn_backends.onnx_rope import RopeTables
 from dgn_backends.onnx_session import Place, Segment, SpanSession, session_options
 from dgn_backends.quant import Quantised, dequantise
@@ -29,6 +32,8 @@ F32 = npt.NDArray[np.float32]
 
 #: Enough for every kernel that weights are packed for.
 _PROBE_ROWS = 17
+#: Weights of so many bytes may always be there twice for a while: a small model is not cut.
+_SMALL_BYTES = 1 << 26
 
 
 class Segments:
@@ -81,20 +86,38 @@ class Segments:
         self._sessions.clear()  # frees the weights before they are loaded again
         weights_bytes = 0
         borders = sorted({self._line.start, *self._cuts, self._line.stop})
-        for start, stop in itertools.pairwise(borders):
-            blocks = range(start, min(stop, self.span.stop))
-            session, n_bytes = self._session(blocks, has_head=stop > self.span.stop)
-            self._sessions.append(session)
-            weights_bytes += n_bytes
+        for between in itertools.pairwise(borders):
+            for start, stop in itertools.pairwise(self._pieces(*between)):
+                blocks = range(start, min(stop, self.span.stop))
+                session, n_bytes = self._session(blocks, has_head=stop > self.span.stop)
+                self._sessions.append(session)
+                weights_bytes += n_bytes
         if not self.weights_bytes:
             self.weights_bytes = weights_bytes
+
+    def _pieces(self, start: int, stop: int) -> list[int]:
+        """Where sessions between two cuts begin and end: what is in memory twice while one is made is no more
+        than the largest unit, or little."""
+        head = self.span.stop
+        made = [
+            self._files.made_bytes(Span(min(unit, head), min(unit + 1, head), embed=False, head=unit == head))
+            for unit in range(start, stop)
+        ]
+        allowed = max(_SMALL_BYTES, *made)
+        borders, held = [start], 0
+        for unit, n_bytes in zip(range(start, stop), made, strict=True):
+            if held and held + n_bytes > allowed and not self.device.is_apart:
+                borders.append(unit)
+                held = 0
+            held += n_bytes
+        return [*borders, stop]
 
     def _session(self, blocks: range, has_head: bool, *, keep: bool = False) -> tuple[SpanSession, int]:
         """The session of some blocks and perhaps the head, and the bytes of its weights. Unless `keep`, the
         weights of which it has made its own copy are given back."""
         graph = GraphBuilder(self.device.numbers)
         config = self.config
-        x = declare_inputs(graph, config.block, bool(blocks), has_head)
+        x = declare_inputs(graph, config.block, bool(blocks), has_head, is_inner=blocks.start > 0)
         for number in blocks:
             x = add_block(graph, number, config.blocks[number], self._files.block(number), x)
         if has_head:
@@ -110,9 +133,12 @@ class Segments:
             # It has copies of all of them. What was made for it stays with us, what is mapped need not.
             release(array for array in graph.weights.values() if not array.flags.writeable)
         elif not keep:
-            before = self._probe(session)
-            if release(graph.packed) and not np.array_equal(before, self._probe(session)):
-                return self._session(blocks, has_head, keep=True)
+            release(filter(comes_back, graph.packed))
+            made = [array for array in graph.packed if not comes_back(array)]
+            if made:
+                before = self._probe(session)
+                if release(made) and not np.array_equal(before, self._probe(session)):
+                    return self._session(blocks, has_head, keep=True)
         return session, n_bytes
 
     def _probe(self, session: SpanSession) -> F32:

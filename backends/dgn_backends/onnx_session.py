@@ -57,6 +57,9 @@ def session_options(threads: int | None) -> ort.SessionOptions:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Weights go to memory of their own, not into an arena that grows by doubling.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    # Weights are packed from where they lie, by all threads; by default they are copied first, and by one.
+    options.add_session_config_entry("session.use_external_initializer_file_buffers_directly", "1")
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
     return options
 
 

@@ -79,6 +79,11 @@ class QuantisedFiles:
                 self._give_up(model, error)
             self._directory = model / quant  # what is there may still be read
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether what is made is kept on disk, and comes mapped from there, as far as is known."""
+        return self._writable
+
     def get(self, *names: str) -> Quantised:
         """The tensors `names` [out, in], one below the other; all are of one scheme.
 

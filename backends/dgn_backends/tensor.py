@@ -96,7 +96,9 @@ def tensor_bytes(dtype: WireDType, shape: tuple[int, ...]) -> int:
 
 def bf16_to_f32(raw: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
     """Widens raw bf16 words (uint16) to float32, exactly."""
-    return (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide = raw.astype(np.uint32)
+    wide <<= np.uint32(16)  # in place: a matrix may be as large as the rest of the memory
+    return wide.view(np.float32)
 
 
 def f32_to_bf16(array: npt.NDArray[np.float32]) -> npt.NDArray[np.generic]:
