@@ -83,6 +83,7 @@ def run_frames(model: Path, seed: int, most: int | None = None, keep: bool = Fal
                 found.done[fault] += 1
                 if problem:
                     found.wrong.append(f"{fault} at frame {place}, {strike.what}: {problem}")
+            await trio.sleep(_FREEZE_S[1])  # the last one may stand still, and keep what it is told to close
             await cluster.all_ready()
             found.wrong += await cluster.left_over()
             nursery.cancel_scope.cancel()
