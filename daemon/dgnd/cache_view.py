@@ -51,7 +51,7 @@ def _of_other(key: HopKey, hop: Hop, model: LocalModel, now: float) -> api.Cache
 
 def _kv_bytes(hop: Hop, model: LocalModel) -> int:
     """Bytes that the hop's positions take in this node's worker: its share of the loaded span's."""
-    for loaded in model.loaded():
+    for loaded in (*model.loaded(), *model.filled()):
         (span,) = parse_spans(loaded.span, model.config.n_blocks)
         if span.contains(hop.span) and span.stop > span.start:
             share = (hop.span.stop - hop.span.start) / (span.stop - span.start)

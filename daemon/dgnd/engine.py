@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import trio
 
 from dgnd.clocks import Clocks
+from dgnd.config.schema import SessionsConfig
 from dgnd.control import api
 from dgnd.conversation import Conversation, ConversationBook, Turn
 from dgnd.driver import SessionDriver
@@ -33,7 +34,7 @@ from dgnd.generation import Answer, requested_sampling
 from dgnd.handover import hand_over
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
-from dgnd.recovery import Recovery
+from dgnd.recovery import Filler, Recovery
 from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey
 
@@ -51,6 +52,12 @@ class EngineSettings:
     idle_s: float = 600.0
     max_sessions: int = 64
     recover_s: float = 10.0
+    fill_gaps: bool = False
+
+    @classmethod
+    def of(cls, sessions: SessionsConfig) -> EngineSettings:
+        """As configured."""
+        return cls(sessions.idle_s, sessions.max_sessions, sessions.recover_s, sessions.fill_gaps)
 
 
 @dataclass(slots=True)
@@ -63,6 +70,7 @@ class Engine:
     settings: EngineSettings
     stopping: bool = False
     draining: bool = False  #: no new answer is begun
+    filler: Filler | None = None  #: loads what nobody serves, where that is wanted
     conversations: ConversationBook = field(default_factory=ConversationBook)
 
     # --- frames
@@ -162,7 +170,13 @@ class Engine:
     ) -> api.GenerateResult:
         model, driver = conversation.model, conversation.driver
         prompt, answer = turn.prompt, turn.answer
-        recovery = Recovery(self.navigator, driver, model, self.settings.recover_s)
+        recovery = Recovery(
+            self.navigator,
+            driver,
+            model,
+            self.settings.recover_s,
+            self.filler if self.settings.fill_gaps else None,
+        )
         driver.exact = params.exact
         driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
         if driver.exact and driver.session.encoded:

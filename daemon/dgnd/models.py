@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -49,6 +49,14 @@ def model_path(name: str, section: ModelSection) -> Path:
 
 
 @dataclass(slots=True)
+class Filling:
+    """Blocks that are loaded beside those of the configuration, for answers of this node that lost them."""
+
+    worker: WorkerHandle
+    leaving: bool = False  #: others serve them again: nothing new begins here
+
+
+@dataclass(slots=True)
 class LocalModel:
     """One model of the configuration on this node."""
 
@@ -64,6 +72,7 @@ class LocalModel:
     manifest: Manifest | None = None  #: None until the digests are made
     problem: str = ""  #: why there is no manifest
     worker: WorkerHandle | None = None
+    fillings: list[Filling] = field(default_factory=list)
     _text: TextAssets | None = None
     _text_problem: str = ""
     _sampling: Sampling | None = None
@@ -148,6 +157,23 @@ class LocalModel:
         """`loaded` as spans."""
         return tuple(s for item in self.loaded() for s in parse_spans(item.span, self.config.n_blocks))
 
+    def filled(self) -> tuple[LoadedSpan, ...]:
+        """Spans that compute now for answers that lost them."""
+        here = [filling for filling in self.fillings if filling.worker.ready and self.manifest is not None]
+        return tuple(span for filling in here for span in filling.worker.spans)
+
+    def filled_spans(self) -> tuple[Span, ...]:
+        """`filled` as spans."""
+        return tuple(s for item in self.filled() for s in parse_spans(item.span, self.config.n_blocks))
+
+    def worker_for(self, span: Span) -> WorkerHandle | None:
+        """The worker in which a hop of `span` is opened."""
+        for filling in self.fillings:
+            spans = [s for item in filling.worker.spans for s in parse_spans(item.span, self.config.n_blocks)]
+            if filling.worker.ready and any(each.contains(span) for each in spans):
+                return filling.worker
+        return self.worker
+
     def planned_spans(self) -> tuple[Span, ...]:
         """What this node computes or is about to, as far as it knows."""
         if self.problem:
@@ -159,8 +185,22 @@ class LocalModel:
 
     def span_offers(self, *, leaving: bool = False) -> tuple[SpanOffer, ...]:
         """`loaded` as said to peers."""
-        available = available_bytes()
         stats = WorkerStats() if self.worker is None else self.worker.stats
+        return self._offers(self.loaded(), stats, leaving=leaving)
+
+    def filled_offers(self) -> tuple[SpanOffer, ...]:
+        """`filled` in the same form; said to nobody else."""
+        return tuple(
+            offer
+            for filling in self.fillings
+            if filling.worker.ready and self.manifest is not None
+            for offer in self._offers(filling.worker.spans, filling.worker.stats, leaving=filling.leaving)
+        )
+
+    def _offers(
+        self, spans: Sequence[LoadedSpan], stats: WorkerStats, *, leaving: bool
+    ) -> tuple[SpanOffer, ...]:
+        available = available_bytes()
         if stats.kv_budget:
             available = min(available, max(stats.kv_budget - stats.kv_busy, 0))
         return tuple(
@@ -176,7 +216,7 @@ class LocalModel:
                 queue=min(round(stats.queue, 2), QUEUE_MAX),
                 leaving=leaving,
             )
-            for item in self.loaded()
+            for item in spans
             for span in parse_spans(item.span, self.config.n_blocks)
         )
 

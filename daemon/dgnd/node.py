@@ -24,6 +24,7 @@ from dgnd.driver_host import DriverHost, hop_ids
 from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
 from dgnd.figures import LOOK_S, Saying
+from dgnd.gapfill import GapFill
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.models import LocalModel, make_manifest, read_model
@@ -142,15 +143,16 @@ class Node:
             models=self.models,
             navigator=Navigator(self.offers, self.names, self.suspects, Bookings(trio.current_time)),
             host=host,
-            settings=EngineSettings(
-                config.sessions.idle_s, config.sessions.max_sessions, config.sessions.recover_s
-            ),
+            settings=EngineSettings.of(config.sessions),
         )
         leaving = self.offers.leaving = self.hops.leaving
         self.drain = Drain(
             leaving, self.hops, self.engine, self._tell_offers, self.background, config.node.drain_s
         )
         replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, self.drain)
+        self.engine.filler = GapFill(
+            self.offers, self.workshop, replacing, self.background, self._offers_changed
+        )
         self.chooser = Chooser(self.models, self.offers, self.names, replacing)
         self.chooser.set_rows(blocks)
         self.reloader = Reloader(
@@ -216,7 +218,7 @@ class Node:
 
     def _loaded_spans(self, name: str) -> Iterable[Span]:
         model = self.models.get(name)
-        return () if model is None else model.loaded_spans()
+        return () if model is None else (*model.loaded_spans(), *model.filled_spans())
 
     def _set_blocks(self, blocks: BlocksMap) -> None:
         self.service.blocks = blocks

@@ -158,7 +158,8 @@ class OfferBook:
     def said(self, peer: str, model: str) -> list[SpanOffer]:
         """What a node offers of a model, this one too; without figures that count no more."""
         if peer == self.me:
-            return list(self._models[model].span_offers()) if model in self._models else []
+            mine = self._models.get(model)
+            return [] if mine is None else [*mine.span_offers(), *mine.filled_offers()]
         hello = self.heard.get(peer)
         offers = hello.offers if hello is not None else ()
         items = [item for offer in offers if offer.model == model for item in offer.spans]

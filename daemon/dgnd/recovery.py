@@ -7,10 +7,13 @@ One for each answer. Knows nothing of token ids or text; the navigator knows the
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import trio
 
+from dgn_backends.span import parse_units
 from dgnd.driver import SessionDriver, Waits
 from dgnd.errors import (
     BlocksMissing,
@@ -36,18 +39,32 @@ _POLL_S = 0.05
 #: The same where somebody has no room: what is computed again to try is in the way of those who have it.
 _FULL_POLL_S = 1.0
 _MENDABLE = (PeerGone, PeerSilent, WorkerDied, StaleState, NotReady, TicketRefused, LimitError)
+#: For somebody to be back, before lost blocks are loaded here.
+_GRACE_S = 1.0
 #: Workers that may die over the same step before it is taken for the cause.
 DEATHS = 2
 
 
+class Filler(Protocol):
+    """Loads blocks here that nobody serves; see `dgnd.gapfill`."""
+
+    def ask(
+        self, model: LocalModel, units: Collection[int], patience_s: float, *, exact: bool
+    ) -> float | None: ...
+
+    def problem(self, model: LocalModel, units: Collection[int]) -> str: ...
+
+
 @dataclass(slots=True)
 class Recovery:
-    """`recover_s`: how long somebody is looked for who has the blocks that were lost; 0: not at all."""
+    """`recover_s`: how long somebody is looked for who has the blocks that were lost; 0: not at all.
+    `filler`: where this node may load them itself."""
 
     navigator: Navigator
     driver: SessionDriver
     model: LocalModel
     recover_s: float
+    filler: Filler | None = None
     _position: int = -1  # the position whose token was waited for at the last death of a worker
     _deaths: int = 0
     _had: dict[int, str] = field(default_factory=dict)  # who served each unit last
@@ -68,6 +85,7 @@ class Recovery:
             except DgnError as again:
                 if not is_mendable(again) or self._never_fits(again):
                     raise
+                deadline = max(deadline, self._filled_until(again, begun))
                 if trio.current_time() >= deadline and not self.driver.reserve:
                     raise self._given_up(again, first) from again
                 error = again
@@ -82,6 +100,22 @@ class Recovery:
                 return
             full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)
             await trio.sleep(_FULL_POLL_S if full else _POLL_S)
+
+    def _filled_until(self, error: DgnError, begun: float) -> float:
+        """Has what is missing loaded here, if it may; until when that is waited for if it moves no more."""
+        grace_s = min(_GRACE_S, self.recover_s / 2)
+        units = self._lacking(error)
+        if self.filler is None or not units or trio.current_time() - begun < grace_s:
+            return 0.0
+        moved = self.filler.ask(self.model, units, self.recover_s, exact=self.driver.exactly is not None)
+        return 0.0 if moved is None else moved + self.recover_s
+
+    def _lacking(self, error: DgnError) -> frozenset[int]:
+        """What is missing, but for blocks whose worker here comes back by itself."""
+        if not isinstance(error, BlocksMissing):
+            return frozenset()
+        own = {unit for span in self.model.spans for unit in span.units()}
+        return parse_units(str(error.data["missing"]), self.model.config.n_blocks) - own
 
     def _never_fits(self, error: DgnError) -> bool:
         """Whether it has no room where it runs, will have none, and nobody else serves."""
@@ -115,6 +149,8 @@ class Recovery:
         exactly = " exactly as before" if self.driver.exactly is not None else ""
         others = self.navigator.inexact_only(self.model, self.driver.exactly)
         had += f"; {others}" if others else ""
+        problem = self.filler.problem(self.model, self._lacking(error)) if self.filler is not None else ""
+        had += f"; {problem}" if problem else ""
         text = f"{error.message}{exactly} within {self.recover_s:g} s; {had}; it began with {first.message}"
         return BlocksMissing(text, **error.data)
 

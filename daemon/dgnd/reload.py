@@ -146,7 +146,7 @@ class Reloader:
 
     def _set_numbers(self, config: Config) -> None:
         host, sessions = self.host, config.sessions
-        host.engine.settings = EngineSettings(sessions.idle_s, sessions.max_sessions, sessions.recover_s)
+        host.engine.settings = EngineSettings.of(sessions)
         host.hops.set_limits(sessions.max_sessions, sessions.journal_bytes)
         host.drain.drain_s = config.node.drain_s
 

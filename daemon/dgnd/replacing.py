@@ -69,7 +69,7 @@ class Replacing:
         needed = loaded_bytes(section.quant, model.config, spans)
         if old is not None and new is not None and needed < available_bytes():
             self.workshop.start(new)
-            why = await _loaded(new)
+            why = await loaded(new)
             if why:
                 await self.workshop.stop(new)
                 return f"{format_spans(spans)} of {model.name} can't be loaded: {why}"
@@ -96,21 +96,24 @@ class Replacing:
     async def _retire(self, old: WorkerHandle) -> None:
         """Has its hops handed over, and ends it."""
         why = "its blocks are given up or loaded anew"
-        self.hops.ask_to_leave(self._hops_in(old), why)
-        await wait_while(lambda: self._hops_in(old), self.drain.drain_s)
-        self.hops.close(self._hops_in(old), why)
+        self.hops.ask_to_leave(self.hops_in(old), why)
+        await wait_while(lambda: self.hops_in(old), self.drain.drain_s)
+        self.hops.close(self.hops_in(old), why)
         await self.workshop.stop(old)
         log.info("worker of %s with %s has ended", old.model, ",".join(old.request.spans))
 
-    def _hops_in(self, worker: WorkerHandle) -> Sequence[Hop]:
+    def hops_in(self, worker: WorkerHandle) -> Sequence[Hop]:
+        """The hops of this node that run in `worker`."""
         hops = self.hops.hops
         return [hops[key] for key in self.workshop.hops_of(worker) if key in hops]
 
 
-async def _loaded(worker: WorkerHandle) -> str:
-    """Waits until it serves; returns why it will not."""
+async def loaded(worker: WorkerHandle, needless: Callable[[], str] = lambda: "") -> str:
+    """Waits until it serves; returns why it will not, or what `needless` says."""
     while not worker.ready:
         if worker.state in ("restarting", "failed"):
             return worker.detail
+        if why := needless():
+            return why
         await trio.sleep(_POLL_S)
     return ""

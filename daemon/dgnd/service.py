@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -36,6 +36,7 @@ from dgnd.peer_notes import away_notes, who_should_serve
 from dgnd.probe.prober import Prober
 from dgnd.reload import Reloader
 from dgnd.speed_view import figures, node_figures, trips_of
+from dgnd.workers import WorkerHandle
 
 
 @dataclass(slots=True)
@@ -88,12 +89,19 @@ class NodeService:
             peer_id=self.me,
             name=self.names.my_name,
             state=self.state(),
-            workers=[self._worker(model) for model in self.models.values() if model.worker is not None],
+            workers=[
+                _worker(worker, spans) for model in self.models.values() for worker, spans in _workers(model)
+            ],
             missing=self._missing(),
             sessions=self._sessions(),
             notes=[
                 *self.reloader.notes(),
                 *self.chooser.notes(),
+                *(
+                    f"{','.join(filling.worker.request.spans)} of {name}: loaded for answers that lost it"
+                    for name, model in self.models.items()
+                    for filling in model.fillings
+                ),
                 *self.offers.problems(self.names.of),
                 *away_notes(self.network.peers(), len(self.network.refusals())),
                 *self._relay_notes(),
@@ -112,21 +120,6 @@ class NodeService:
     def _missing(self) -> dict[str, str]:
         found = {name: self.offers.missing(model) for name, model in self.models.items()}
         return {name: units for name, units in found.items() if units}
-
-    def _worker(self, model: LocalModel) -> api.WorkerStatus:
-        worker = model.worker
-        assert worker is not None
-        return api.WorkerStatus(
-            model=model.name,
-            spans=format_spans(model.spans),
-            pid=worker.pid,
-            state=worker.state,
-            backend=worker.request.backend,
-            weights_bytes=worker.weights_bytes,
-            kv_bytes=worker.stats.kv_bytes,
-            kv_budget_bytes=worker.stats.kv_budget,
-            detail=worker.detail,
-        )
 
     def _sessions(self) -> list[api.SessionStatus]:
         mine = [
@@ -327,6 +320,28 @@ class NodeService:
         cleared = self.engine.clear(params.session)
         busy = sum(item.busy for item in self.engine.conversations) if params.session is None else 0
         return api.CacheClearResult(cleared=cleared, busy=busy)
+
+
+def _workers(model: LocalModel) -> Iterator[tuple[WorkerHandle, str]]:
+    """The workers of a model, and what each is to have loaded."""
+    if model.worker is not None:
+        yield model.worker, format_spans(model.spans)
+    for filling in model.fillings:
+        yield filling.worker, ",".join(filling.worker.request.spans)
+
+
+def _worker(worker: WorkerHandle, spans: str) -> api.WorkerStatus:
+    return api.WorkerStatus(
+        model=worker.model,
+        spans=spans,
+        pid=worker.pid,
+        state=worker.state,
+        backend=worker.request.backend,
+        weights_bytes=worker.weights_bytes,
+        kv_bytes=worker.stats.kv_bytes,
+        kv_budget_bytes=worker.stats.kv_budget,
+        detail=worker.detail,
+    )
 
 
 def _template_name(model: LocalModel) -> str:

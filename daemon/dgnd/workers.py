@@ -122,6 +122,10 @@ class WorkerHandle:
         """Bytes of weights loaded."""
         return sum(span.weights_bytes for span in self.spans)
 
+    def signs(self) -> object:
+        """Differs from before as long as it moves, also while it loads."""
+        return self.detail, moved_by(self.pid) if self.pid is not None else None
+
     def post(self, frame: Frame) -> bool:
         """Sends a frame; False when there is no worker now. What waits is bounded by the credits of hops."""
         if self._writer is None:

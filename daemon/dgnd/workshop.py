@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from dgn_backends.registry import choose_backend
-from dgn_backends.span import Span
+from dgn_backends.span import Span, parse_spans
 from dgnd.background import Background
 from dgnd.config.schema import ModelSection
 from dgnd.models import LocalModel
@@ -100,8 +100,10 @@ class Workshop:
         assert isinstance(key, HopKey)  # what is sent here speaks of a hop
         if isinstance(message, OpenSequence):
             local = self._models.get(model)
-            if local is not None and local.worker is not None:
-                self._homes[key] = local.worker
+            (span,) = parse_spans(message.span, local.config.n_blocks) if local is not None else (None,)
+            home = local.worker_for(span) if local is not None and span is not None else None
+            if home is not None:
+                self._homes[key] = home
         worker = self._homes.pop(key, None) if isinstance(message, CloseHop) else self._homes.get(key)
         return worker is not None and worker.post(frame)
 

@@ -16,7 +16,7 @@ import trio
 from dgn_backends.manifest import Manifest, make_manifest
 from dgn_backends.testing_models import make_tiny_llama
 from dgnd.config.load import LoadedConfig
-from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, NodeConfig, PeerSection
+from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, NodeConfig, PeerSection, SessionsConfig
 from dgnd.control import api
 from dgnd.identity import SEED_BYTES, Identity
 from dgnd.node import SWEEP_S, Node, NodeIdentity
@@ -144,7 +144,7 @@ class SimCluster:
         log: Log,
         nursery: trio.Nursery,
         apart: Sequence[frozenset[str]] = (),
-        recover_s: float = 10.0,
+        sessions: SessionsConfig | None = None,
         choosers: Mapping[str, int] | None = None,
     ) -> None:
         self.rng, self.log, self.nursery = rng, log, nursery
@@ -161,6 +161,7 @@ class SimCluster:
             known = [other for other in spans if other == name or other in peers]
             config = Config(
                 node=NodeConfig(name=name, state_dir=Path("/nowhere"), listen=()),
+                sessions=sessions or SessionsConfig(),
                 models={MODEL: ModelSection(path=model, backend="reference", kv_bytes=1 << 26)},
                 peers={other: PeerSection(id=identities[other].peer_id) for other in peers},
                 blocks=tuple(

@@ -84,6 +84,9 @@ class SimWorker:
 
     # --- as WorkerHandle
 
+    def signs(self) -> object:
+        return self.detail, self.frozen or trio.current_time()
+
     def post(self, frame: Frame) -> bool:
         if self._inbox is None:
             return False
@@ -140,6 +143,7 @@ class SimWorker:
 
     async def _live(self, receive: trio.MemoryReceiveChannel[Frame]) -> None:
         await trio.sleep(self._rng.uniform(0.3, 1.5))
+        await self._while_frozen()
         worker = SpanWorker(self.request, lambda done, total: None)
         self.spans, self.state, self._computes = worker.loaded(), "ready", worker
         self.stats = WorkerStats(kv_budget=worker.budget.total)

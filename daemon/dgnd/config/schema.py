@@ -69,6 +69,7 @@ class SessionsConfig(Section, frozen=True):
     idle_s: float = 600.0  #: KV of a session idle for longer is freed
     max_sessions: int = 64  #: sessions open at once, of each origin
     recover_s: float = 10.0  #: how long an answer waits for somebody who has the blocks that it lost
+    fill_gaps: bool = False  #: whether this node loads such blocks itself where nobody else has them
     journal_bytes: int = 256 << 20  #: what this node keeps of its results, to send them again after a failure
 
 
