@@ -98,7 +98,7 @@ def test_blocks_are_given_back_when_others_serve_them_again(pair: Cluster) -> No
 
 def test_answers_that_lack_the_same_blocks_share_a_load(pair: Cluster) -> None:
     origin = pair.nodes["a"]
-    wanted = [long_answer(origin, {}, tokens=1000, prompt=prompt) for prompt in "xyz"]
+    wanted = [long_answer(origin, {}, prompt=prompt) for prompt in "xyz"]
     before = len(origin.log)
     requests = [Asked(origin, params, 0, lambda _: None) for params, _ in wanted]
     origin.wait_for(lambda: all(request.came > 20 for request in requests), what="answers under way")
