@@ -31,7 +31,7 @@ check:
 	$(BIN)/lint-imports
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -rs --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -rs --durations 10
 
 demo-model:
 	@scripts/bootstrap.sh test

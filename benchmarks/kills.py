@@ -94,6 +94,8 @@ class Campaign:
             node = self.cluster.nodes[name]
             assert node.process is not None
             self._signal([node.process.pid, *node.worker_pids()])
+            if self._how == "kill":
+                node.process.wait()  # on a busy machine it may look alive for a while
 
     def _signal(self, pids: list[int]) -> None:
         for pid in pids:

@@ -125,7 +125,7 @@ class Engine:
                 return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
                 conversation.driver.waits = None
-                self.navigator.bookings.end(conversation.driver.session.id)
+                self.navigator.market.bookings.end(conversation.driver.session.id)
                 if params.session is None:
                     conversation.driver.close()
                 else:

@@ -27,6 +27,7 @@ from dgnd.figures import LOOK_S, Saying
 from dgnd.gapfill import GapFill
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
+from dgnd.market import Market
 from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
 from dgnd.navigator import Navigator
@@ -141,7 +142,7 @@ class Node:
         )
         self.engine = Engine(
             models=self.models,
-            navigator=Navigator(self.offers, self.names, self.suspects, Bookings(trio.current_time)),
+            navigator=Navigator(Market(self.offers, self.names, self.suspects, Bookings(trio.current_time))),
             host=host,
             settings=EngineSettings.of(config.sessions),
         )

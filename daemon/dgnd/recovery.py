@@ -30,6 +30,7 @@ from dgnd.errors import (
     TicketRefused,
     WorkerDied,
 )
+from dgnd.exact_routes import inexact_only
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 
@@ -143,11 +144,11 @@ class Recovery:
             return error  # with the numbers
         if not isinstance(error, BlocksMissing):
             return first  # what came after it is its consequence: a worker that is not back yet, say
-        lost = self.navigator.missing_units(self.model, self.driver.exactly)
+        lost = self.navigator.market.missing_units(self.model, self.driver.exactly)
         names = sorted({self._had[unit] for unit in lost if unit in self._had})
         had = f"{', '.join(names)} had them last" if names else "nobody had them"
         exactly = " exactly as before" if self.driver.exactly is not None else ""
-        others = self.navigator.inexact_only(self.model, self.driver.exactly)
+        others = inexact_only(self.navigator.market, self.model, self.driver.exactly)
         had += f"; {others}" if others else ""
         problem = self.filler.problem(self.model, self._lacking(error)) if self.filler is not None else ""
         had += f"; {problem}" if problem else ""
