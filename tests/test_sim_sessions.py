@@ -94,6 +94,23 @@ async def ask_while(
     return await cluster.ask("a", asked(count, **fields), lambda came: strike() if came == 8 else None)
 
 
+def test_who_lost_what_it_offered_as_an_answer_begins_is_passed_over(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 12)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        cluster.node("a").engine.clear(None)
+        offers = cluster.node("a").offers
+        offers.peer_says = lambda peer, message: None  # type: ignore[method-assign]
+        cluster.kill_worker(first)
+        await trio.sleep(0.1)  # that it offers nothing any more is still on its way to "a"
+        result = await cluster.ask("a", asked(12, session="s"))
+        assert result.token_ids == right
+        assert first not in {hop.name for hop in result.route}
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING, "d": EVERYTHING}, work)
+
+
 @pytest.mark.parametrize("how", ["start", "kill", "drain"])
 def test_who_has_no_room_is_passed_over_for_a_third(model: Path, how: str) -> None:
     right = right_ids(model, PROMPT, Sampling(), 30)

@@ -25,6 +25,7 @@ from dgnd.errors import (
     Draining,
     Inexact,
     NotFound,
+    NotReady,
     PeerGone,
     ProtocolError,
     ShuttingDown,
@@ -188,7 +189,11 @@ class Engine:
                 driver.set_tokens([*prompt, *answer.token_ids])
                 try:
                     await self.navigator.ensure(driver, model, params.wait)
-                except _GONE as error:
+                except DgnError as error:
+                    # A hop that has just lost what it offered says that it is not ready: as good as gone.
+                    refused = isinstance(error, NotReady) and error is driver.broken
+                    if not (isinstance(error, _GONE) or refused):
+                        raise
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
                 clocks.prefill = trio.current_time()
