@@ -135,6 +135,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     scripts = sorted(path.name for path in BENCHMARKS.glob("*.py"))
     assert scripts == [
+        "churn.py",
         "compare_llamacpp.py",
         "hop_cost.py",
         "kills.py",
@@ -143,6 +144,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "quality.py",
         "rolling.py",
         "startup.py",
+        "wire_quality.py",
     ]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []
 

@@ -57,7 +57,6 @@ def test_status_says_what_the_daemon_takes(tmp_path: Path) -> None:
         assert during.journal_bytes > 5 * 4
         a.ctl("cache", "clear")
         a.wait_for(lambda: a.status().hops == 0, what="an end of the hop")
-        after = a.status()
-        assert after.journal_bytes == 0
-        # The connection that asks is among them, each time.
-        assert after.process.fds == before.process.fds
+        assert a.status().journal_bytes == 0
+        # The connection that asks is among them, each time; the first may hold what a start needs.
+        a.wait_for(lambda: a.status().process.fds <= before.process.fds, what="as few open files as before")

@@ -79,7 +79,7 @@ def test_a_missing_tokenizer_is_no_difference() -> None:
 
 
 def test_nothing_is_kept_of_models_that_this_node_does_not_have() -> None:
-    offers = OfferBook("me", "desk", "dgn", {})
+    offers = OfferBook("me", "desk", "dgn", {}, lambda: 0.0)
     for number in range(100):
         shown = ManifestMessage(
             model=f"m{number}", config_digest="c", tokenizer_digest=None, tensors={"x": "1"}, complete=True

@@ -71,7 +71,7 @@ def test_nodes_with_different_quantisations_answer_and_do_not_call_it_exact(tmp_
                 assert len(answer["token_ids"]) == 5
                 assert answer["exact"] is (name != "mixed")
         told = a.ctl("run", "--raw", "--model", "mixed", "--max-tokens", "2", "once").stderr
-        assert "not all of the route computes alike" in told
+        assert "the route does not all compute alike" in told
         assert a.ctl("run", "--raw", "--model", "alike", "--max-tokens", "2", "once").stderr == ""
         (peer,) = a.ctl_json("peers")
         numerics = {offer["model"]: offer["numerics"] for offer in peer["offers"]}

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from dgn_backends.model import BlockSpec
 from dgn_backends.onnx_graph import FUSED, Array, GraphBuilder
 from dgn_backends.onnx_linear import LinearWeights
@@ -74,8 +72,7 @@ def declare_inputs(
     if not is_inner or graph.numbers.rows != "f32":
         return Stream(hidden)
     # Norms that add and norms that don't round differently: within a graph only the first one doesn't.
-    zero = graph.floats("zero", np.zeros(1, np.float32), "f32")
-    return Stream(graph.node("Mul", [hidden, zero]), hidden)
+    return Stream(graph.node("Sub", [hidden, hidden]), hidden)
 
 
 def _cast_table(table: str) -> str:
