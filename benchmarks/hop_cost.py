@@ -5,7 +5,8 @@
 The same model with 8 KB of hidden states a position, on one node and split over 1, 2 and 3 more, on a backend
 that computes nothing; the maps take turns in every round. A token's time is from one piece of the answer to
 the next, as a client of the control socket sees it. A hop's cost is all of it: codec, encryption, two more
-processes to wake, and what one more call of a plugin costs.
+processes to wake, and what one more call of a plugin costs. As that depends on the machine, the echo of 4 KB
+through py-libp2p as it comes takes its turn as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from bench_kit import conditions, report
 from bench_kit.null_backend import null_site
 from bench_kit.shapes import SHAPES, make_model
+from bench_kit.stock_echo import echo_times
 from cluster import Cluster, Row, TestNode
 
 from dgnd.control import api
@@ -52,11 +54,12 @@ def token_times(node: TestNode, model: str, tokens: int) -> list[float]:
     return [b - a for a, b in zip(arrivals[_SKIP - 1 :], arrivals[_SKIP:], strict=False)]
 
 
-def measure(directory: Path, hops: int, tokens: int, rounds: int) -> list[list[float]]:
-    """Times of tokens with 0, 1, … `hops` remote hops, in seconds."""
+def measure(directory: Path, hops: int, tokens: int, rounds: int) -> tuple[list[list[float]], list[float]]:
+    """Times of tokens with 0, 1, … `hops` remote hops, and of echoes, in seconds."""
     shape = SHAPES["wide"]
     model = make_model(directory / "model", shape, "f32", None, 4096)
     samples: list[list[float]] = [[] for _ in range(hops + 1)]
+    echoes: list[float] = []
     environment = null_site(directory / "site")
     with Cluster(directory, model) as cluster:
         names = _NAMES[: hops + 1]
@@ -77,7 +80,9 @@ def measure(directory: Path, hops: int, tokens: int, rounds: int) -> list[list[f
                 times = token_times(cluster.nodes["a"], f"m{k}", tokens)
                 if index:  # the first round warms up
                     samples[k] += times
-    return samples
+            if index:
+                echoes += echo_times(tokens)
+    return samples, echoes
 
 
 def main() -> None:
@@ -97,7 +102,7 @@ def main() -> None:
     where = conditions.conditions()
     where["request"] = f"{options.rounds} answers of {options.tokens} tokens for each map, in turns"
     with tempfile.TemporaryDirectory(prefix="dgn-bench-") as name:
-        samples = measure(Path(name), options.hops, options.tokens, options.rounds)
+        samples, echoes = measure(Path(name), options.hops, options.tokens, options.rounds)
     figures: dict[str, dict[str, float]] = {}
     rows = []
     before: dict[str, float] = {}
@@ -112,8 +117,14 @@ def main() -> None:
         added_cells = [f"{added[name]:+.2f}" if added else "" for name in (f"added_{key}" for key in now)]
         rows.append([f"{k} remote hops", *(f"{value:.2f}" for value in now.values()), *added_cells])
         before = now
+    echo_ms = 1000 * report.median(echoes)
+    added_p50 = [now["added_p50_ms"] for now in figures.values() if "added_p50_ms" in now]
+    figures["echo"] = {"p50_ms": echo_ms, "tokens": len(echoes)}
+    ratio = report.median(added_p50) / echo_ms
+    figures["hop_over_echo"] = {"p50": ratio}
+    last = f"py-libp2p as it comes, 4 KB there and back: {echo_ms:.2f} ms; a hop is {ratio:.2f} of it"
     header = ["ms a token", "p50", "p99", "p10", "added p50", "added p99", "added p10"]
-    report.show(options.json, where, figures, [report.table(header, rows)])
+    report.show(options.json, where, figures, [report.table(header, rows), "", last])
 
 
 if __name__ == "__main__":

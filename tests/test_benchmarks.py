@@ -71,9 +71,11 @@ def test_line() -> None:
 
 def test_hop_cost() -> None:
     figures = _figures("hop_cost.py")
-    assert list(figures) == ["0", "1"]
+    assert list(figures) == ["0", "1", "echo", "hop_over_echo"]
     assert figures["1"]["added_p50_ms"] == pytest.approx(figures["1"]["p50_ms"] - figures["0"]["p50_ms"])
-    assert all(way["tokens"] >= 4 for way in figures.values())
+    assert all(figures[way]["tokens"] >= 4 for way in ("0", "1", "echo"))
+    ratio = figures["1"]["added_p50_ms"] / figures["echo"]["p50_ms"]
+    assert figures["hop_over_echo"]["p50"] == pytest.approx(ratio)
 
 
 def test_rolling() -> None:
