@@ -24,6 +24,7 @@ from dgnd.wire.messages import (
     Frame,
     Hello,
     History,
+    HopKey,
     Manifest,
     Offers,
     OpenHop,
@@ -33,7 +34,7 @@ from dgnd.wire.messages import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # compared by identity: they are part of a cache's key
 class Limits:
     """Bounds of one connection. Sizes in bytes, texts in characters."""
 
@@ -66,11 +67,18 @@ SIGNATURE_BYTES = 64
 #: Of what nodes say of times, in ms, and of sessions at work; and for how many links they say it.
 FIGURE_MS_MAX, QUEUE_MAX, TRIPS_MAX = 3.6e6, 1e4, 64
 _PENALTY = 100.0
+#: Parts of a message that are the same in every frame of an answer.
+_REPEATED = frozenset({HopKey, Sampling})
 
 
 def tag_of(message: msgspec.Struct) -> str:
     """The word that names the message's kind on the wire."""
-    return str(message.__struct_config__.tag)
+    return _tag(type(message))
+
+
+@lru_cache(maxsize=256)  # msgspec makes a new object each time it is asked
+def _tag(kind: type[msgspec.Struct]) -> str:
+    return str(kind.__struct_config__.tag)
 
 
 def check_lengths(header_len: int, payload_len: int, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -184,23 +192,36 @@ def validate(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> None:
 
 def check_fields(value: msgspec.Struct, where: str, limits: Limits = DEFAULT_LIMITS) -> None:
     """Refuses a struct of which any field, by its type and name, is out of bounds. Raises ProtocolError."""
-    for name in value.__struct_fields__:
+    for name, bound in _bounds(type(value), limits):
         item = getattr(value, name)
         # Every frame comes by here: what is plainly good is let through before any text is made.
         kind = type(item)
         if kind is int:
-            high = limits.position if name in POSITIONS else U64_MAX if name in U64_FIELDS else I64_MAX
-            if 0 <= item <= high:
+            if 0 <= item <= bound:
                 continue
-        elif kind is str:
-            if len(item) <= min(limits.text, limits.long_text):
-                continue
-        elif item is None or kind is bool or (kind is float and math.isfinite(item)):
+        elif item is None or kind is bool:
             continue
-        elif isinstance(item, msgspec.Struct):
-            check_fields(item, f"{where}.{name}", limits)
+        elif kind in _REPEATED:
+            _check_repeated(item, where, name, limits)
+            continue
+        elif kind is str and len(item) <= min(limits.text, limits.long_text):
             continue
         _check_value(item, name, f"{where}.{name}", limits)
+
+
+@lru_cache(maxsize=512)
+def _bounds(kind: type[msgspec.Struct], limits: Limits) -> tuple[tuple[str, int], ...]:
+    """The fields of `kind`, each with the highest number that it may hold if it holds one."""
+    return tuple((name, _highest(name, limits)) for name in kind.__struct_fields__)
+
+
+def _highest(name: str, limits: Limits) -> int:
+    return limits.position if name in POSITIONS else U64_MAX if name in U64_FIELDS else I64_MAX
+
+
+@lru_cache(maxsize=1024)  # the same values come with every frame of an answer
+def _check_repeated(value: HopKey | Sampling, where: str, name: str, limits: Limits) -> None:
+    check_fields(value, f"{where}.{name}", limits)
 
 
 @lru_cache(maxsize=256)  # the same value comes with every token of an answer
@@ -260,7 +281,7 @@ def _check_value(value: object, name: str, where: str, limits: Limits) -> None:
         case None | bool():
             return
         case int():
-            high = limits.position if name in POSITIONS else U64_MAX if name in U64_FIELDS else I64_MAX
+            high = _highest(name, limits)
             if not 0 <= value <= high:
                 raise ProtocolError(f"{where}: {value} is not within 0 to {high}")
         case float():
