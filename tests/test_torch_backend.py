@@ -97,7 +97,8 @@ def test_pages_before_the_window_are_not_read() -> None:
     runner.forward([Step(1, 0, Tensor.from_numpy(ids[:600], "i32"))])
     kv = runner._sequences[1].kv
     with torch.inference_mode():
-        kv.pages[0].fill_(torch.nan)  # positions 0-255; the window of 600 begins at 501
+        for block in range(runner.span.stop):
+            kv.held(block, 0, 256).fill_(torch.nan)  # the window of 600 begins at 501
     for start, stop in ((600, 601), (601, 700)):
         rows = tuple(range(stop - start))
         (output,) = runner.forward([Step(1, start, Tensor.from_numpy(ids[start:stop], "i32"), rows)])
@@ -113,6 +114,7 @@ def test_f32_on_a_cpu_keeps_bits_and_says_how() -> None:
     for dtype in ("bf16", "f16"):
         low = load(llama_case("plain").path, dtype)
         assert not low.row_invariant
+        assert low.numerics.endswith("+sdpa") == (dtype == "bf16")
         assert low.numerics != runner.numerics
 
 

@@ -13,8 +13,8 @@ import mmap
 from collections.abc import Iterable
 
 from dgn_backends.errors import LimitError
+from dgn_backends.reserved import reserve
 
-_MAP_NORESERVE = 0x4000  # Linux; the module has it from Python 3.13 on
 _FIRST_SLOTS = 4
 #: With heads of a multiple of 16 floats, this many positions of a head are a whole number of memory pages.
 CAPACITY_MULTIPLE = mmap.PAGESIZE // 64
@@ -81,7 +81,7 @@ class SlotPool:
         wanted = 2 * self._n_slots or _FIRST_SLOTS
         try:
             while len(self._maps) < self._n_maps:
-                self._maps.append(_reserve(wanted * self._slot_bytes))
+                self._maps.append(reserve(wanted * self._slot_bytes))
             for memory in self._maps:
                 if len(memory) < wanted * self._slot_bytes:
                     memory.resize(wanted * self._slot_bytes)  # moves in the address space alone
@@ -94,10 +94,3 @@ class SlotPool:
         self._free.update(range(self._n_slots, wanted))
         self._n_slots = wanted
         self.generation += 1
-
-
-def _reserve(size: int) -> mmap.mmap:
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    # A huge page would be taken whole for the first position of every head.
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return memory

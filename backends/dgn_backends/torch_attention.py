@@ -1,8 +1,8 @@
-"""Causal grouped-query attention of one sequence over its KV pages, in f32 whatever the KV's dtype.
+"""Causal grouped-query attention of one sequence over its KV, with scores and softmax in f32.
 
 The running softmax over tiles of keys is that of Milakov and Gimelshein 2018 (arXiv 1805.02867). K and V
-are used page by page where they lie, never repeated for the heads that share them, and the mask exists for
-one tile of queries and one page at a time. Knows nothing of weights."""
+are used where they lie, never repeated for the heads that share them, and the mask exists for one tile of
+queries and one page at a time. Knows nothing of weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from dgn_backends.torch_kv import PAGE_POSITIONS, TorchKV
 from dgn_backends.torch_rows import RowTiles, pad_rows
@@ -37,27 +38,29 @@ class PageReader:
 
     def pages_at_once(self, kv: TorchKV) -> int:
         """How many pages `read` gives in one go."""
-        page = kv.pages[0]
+        page = kv.held(0, 0, PAGE_POSITIONS)
         if page.dtype == torch.float32:
             return 1
-        fitting = _WIDENED_BYTES // (page[0].numel() * torch.float32.itemsize)
+        fitting = _WIDENED_BYTES // (page.numel() * torch.float32.itemsize)
         return min(max(1, fitting), _WIDENED_PAGES)
 
-    def read(self, kv: TorchKV, block: int, page: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values, f32 [n_kv_heads, n, head_dim], from the first position of `page` on, valid until
-        the next call: those up to position `stop`, as far as they are read in one go; of an f32 page all."""
-        held = kv.pages[page][block]
+    def read(self, kv: TorchKV, block: int, first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, f32 [n_kv_heads, n, head_dim], from position `first` on, where a page begins,
+        valid until the next call: those up to position `stop`, as far as they are read in one go; in f32 a
+        whole page."""
+        held = kv.held(block, first, first + PAGE_POSITIONS)
         if held.dtype == torch.float32:
             return held[0], held[1]
         at_once = self.pages_at_once(kv)
         if self._buffer is None:
             shape = (*held.shape[:2], at_once * PAGE_POSITIONS, held.shape[-1])
             self._buffer = torch.empty(shape, dtype=torch.float32, device=held.device)
-        count = min(stop - page * PAGE_POSITIONS, at_once * PAGE_POSITIONS)
+        count = min(stop - first, at_once * PAGE_POSITIONS)
         wide = self._buffer[:, :, :count]
-        for done in range(0, count, PAGE_POSITIONS):
-            part = wide[:, :, done : done + PAGE_POSITIONS]
-            part.copy_(kv.pages[page + done // PAGE_POSITIONS][block, :, :, : part.shape[2]])
+        step = count if kv.in_one_piece else PAGE_POSITIONS
+        for done in range(0, count, step):
+            part = wide[:, :, done : done + step]
+            part.copy_(kv.held(block, first + done, first + done + part.shape[2]))
         return wide[0], wide[1]
 
 
@@ -69,6 +72,16 @@ class Keys:
     kv: TorchKV
     block: int
     window: int | None = None
+
+
+def attend_newest(q: torch.Tensor, over: Keys, position: int) -> torch.Tensor:
+    """Attention of one query `q` [n_heads, head_dim], rotated and scaled, at `position`, over KV of the same
+    dtype that lies in one piece: torch's kernel reads it once, where it is. To it, the heads that share keys
+    are so many queries of one head. Returns [n_heads * head_dim]."""
+    first = 0 if over.window is None else max(0, position - over.window + 1)
+    held = over.kv.held(over.block, first, position + 1)
+    grouped = q.view(1, over.kv.n_kv_heads, -1, q.shape[-1])
+    return F.scaled_dot_product_attention(grouped, held[:1], held[1:], scale=1.0).flatten()
 
 
 def attend(q: torch.Tensor, keys: Keys, start: int, tiles: RowTiles, reader: PageReader) -> torch.Tensor:
@@ -95,16 +108,16 @@ def _attend_tile(q: torch.Tensor, over: Keys, first: int, reader: PageReader) ->
     Pages before the window of the first query are not read. A row that does not see a page that is read gets
     exact zeros from it, so its bits do not depend on which tile it is in."""
     count, n_heads, head_dim = q.shape
-    pages = over.kv.pages
-    n_kv_heads = pages[0].shape[2]
+    n_kv_heads = over.kv.n_kv_heads
     grouped = q.view(count, n_kv_heads, -1, head_dim).transpose(0, 1).reshape(n_kv_heads, -1, head_dim)
-    first_page = 0 if over.window is None else max(0, first - over.window + 1) // PAGE_POSITIONS
-    end = min(first + count, len(pages) * PAGE_POSITIONS)
+    seen = 0 if over.window is None else max(0, first - over.window + 1)
+    end = min(first + count, over.kv.room)
+    at_once = reader.pages_at_once(over.kv) * PAGE_POSITIONS
     peak = total = mixed = None
-    for page in range(first_page, -(-end // PAGE_POSITIONS), reader.pages_at_once(over.kv)):
-        keys, values = reader.read(over.kv, over.block, page, end)
+    for first_key in range(seen - seen % PAGE_POSITIONS, end, at_once):
+        keys, values = reader.read(over.kv, over.block, first_key, end)
         scores = torch.bmm(grouped, keys.transpose(1, 2))  # [n_kv_heads, count * group, n]
-        _mask(scores, count, first, page * PAGE_POSITIONS, over.window)
+        _mask(scores, count, first, first_key, over.window)
         here = scores.amax(-1, keepdim=True)
         if over.window is not None:
             here.clamp_(min=_LEAST)  # a row may see nothing of its tile's first page

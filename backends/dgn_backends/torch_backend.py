@@ -128,5 +128,6 @@ def _numerics(device: torch.device, dtype: DType, quant: Quant, tiles: Tiles) ->
             f"cpu-{torch.backends.cpu.get_cpu_capability()}-{cpu_digest()}-threads{torch.get_num_threads()}"
         )
     linear, attention = ("+".join(map(str, rows.sizes)) or "any" for rows in (tiles.linear, tiles.attention))
-    shapes = f"rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}"
+    newest = "+sdpa" if device.type == "cpu" and dtype == "bf16" else ""
+    shapes = f"rows-{linear}/queries-{attention}/keys-{PAGE_POSITIONS}{newest}"
     return f"torch-{torch.__version__}/{dtype}/kv-{dtype}/{quant}/{machine}/{shapes}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dgn_backends.model import BlockSpec
-from dgn_backends.torch_attention import Keys, PageReader, attend
+from dgn_backends.torch_attention import Keys, PageReader, attend, attend_newest
 from dgn_backends.torch_kv import TorchKV
 from dgn_backends.torch_linear import Linear
 from dgn_backends.torch_rows import RowTiles
@@ -115,12 +115,16 @@ class TorchBlock:
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
         queries = self._placed(q, self.q_norm, rows) * spec.head_dim**-0.5
         keys = self._placed(k, self.k_norm, rows).to(qkv.dtype)
+        newest = queries.to(qkv.dtype)
         mixed = torch.zeros((n, heads * spec.head_dim), dtype=qkv.dtype, device=qkv.device)
         for segment in rows.segments:
             here = slice(segment.first, segment.first + segment.count)
             block = self.number - segment.kv_block_offset
             segment.kv.write(block, segment.start, keys[here], v[here])
             over = Keys(segment.kv, block, spec.window)
+            if segment.count == 1 and qkv.dtype == torch.bfloat16 and segment.kv.in_one_piece:
+                mixed[segment.first] = attend_newest(newest[segment.first], over, segment.start)
+                continue
             mixed[here] = attend(queries[here], over, segment.start, rows.tiles.attention, rows.reader)
         return self.out(mixed, rows.tiles.linear)
 

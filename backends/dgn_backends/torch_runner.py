@@ -19,7 +19,7 @@ from dgn_backends.step_check import check_distinct, check_step
 from dgn_backends.tensor import DType, Tensor
 from dgn_backends.torch_attention import PageReader
 from dgn_backends.torch_block import Rows, Segment, Tiles, rms_norm
-from dgn_backends.torch_kv import TorchKV
+from dgn_backends.torch_kv import TorchKV, new_kv
 from dgn_backends.torch_load import TORCH_DTYPES, SpanWeights
 from dgn_backends.torch_rows import pad_rows
 
@@ -75,9 +75,8 @@ class TorchRunner:
             raise BackendError(f"a sequence needs room for at least 1 position, not {total_positions}")
         block = self._config.block
         inv_freq, scaling = angles(block.rope, block.head_dim, total_positions)
-        kv = TorchKV(
-            span.stop - span.start, block.n_kv_heads, block.head_dim, self._torch_dtype, self._device
-        )
+        shape = (span.stop - span.start, block.n_kv_heads, block.head_dim)
+        kv = new_kv(shape, self._torch_dtype, self._device, total_positions)
         self._sequences[sequence] = _Sequence(span, total_positions, kv, inv_freq, scaling)
 
     def forward(self, steps: Sequence[Step]) -> list[StepOutput]:
