@@ -13,6 +13,7 @@ from dgnd.blocksmap import BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.schema import BlocksRow, Config, ModelSection
 from dgnd.errors import ConfigError
+from dgnd.wire.limits import SPANS_MAX
 
 
 def rows(*triples: tuple[str, str, str]) -> Config:
@@ -85,6 +86,14 @@ blocks = [
 def test_the_same_block_twice_on_one_peer_without_a_file() -> None:
     with pytest.raises(ConfigError, match=r"blocks\.1\.span: an earlier row gives 0 of"):
         BlocksMap.build(rows(("m", "attic", "0"), ("m", "attic", "0-1")), {"m": 2})
+
+
+def test_a_node_has_no_more_spans_than_others_take() -> None:
+    every_second = ",".join(str(block) for block in range(0, 2 * SPANS_MAX, 2))
+    assert len(BlocksMap.build(rows(("m", "self", every_second)), {"m": 200}).own_spans("m")) == SPANS_MAX
+    too_many = f'"self" has {SPANS_MAX + 1} spans of "m"; others take {SPANS_MAX}'
+    with pytest.raises(ConfigError, match=too_many):
+        BlocksMap.build(rows(("m", "self", every_second), ("m", "self", "199")), {"m": 200})
 
 
 @given(st.lists(st.frozensets(st.integers(0, 9), min_size=1), max_size=4))

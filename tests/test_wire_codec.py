@@ -49,7 +49,8 @@ def _values(hint: Any, name: str) -> st.SearchStrategy[Any]:
     if origin is types.UnionType:
         return st.one_of([_values(arg, name) for arg in args])
     if origin is tuple:
-        return st.lists(_values(args[0], name), min_size=1, max_size=3).map(tuple)
+        apart = (lambda offer: offer.model) if args[0] is m.ModelOffer else None
+        return st.lists(_values(args[0], name), min_size=1, max_size=3, unique_by=apart).map(tuple)
     if origin is dict:
         return st.dictionaries(TEXTS, _values(args[1], name), max_size=3)
     if hint is types.NoneType:

@@ -14,6 +14,7 @@ from dgnd.config.check import SELF
 from dgnd.config.locate import KeyPath
 from dgnd.config.schema import AUTO, Config
 from dgnd.errors import ConfigError
+from dgnd.wire.limits import SPANS_MAX
 
 Units = frozenset[int]
 
@@ -50,7 +51,7 @@ class BlocksMap:
         """The map of `config`; `n_blocks` must have every model that has rows.
 
         Give `LoadedConfig.error_at`, so that an error names a line. Raises ConfigError for a block beyond the
-        model and for one that two rows give to the same node.
+        model, for one that two rows give to the same node, and for a node with more than SPANS_MAX spans.
         """
         units: dict[str, dict[str, Units]] = {name: {} for name in n_blocks}
         auto: dict[str, AutoRow] = {}
@@ -69,6 +70,12 @@ class BlocksMap:
                 twice = format_units(new & known, count)
                 raise error_at(here, f'an earlier row gives {twice} of "{row.model}" to "{row.peer}" already')
             units[row.model][row.peer] = known | new
+            spans = len(spans_of_units(known | new, count))
+            if spans > SPANS_MAX:
+                raise error_at(
+                    here,
+                    f'"{row.peer}" has {spans} spans of "{row.model}"; others take {SPANS_MAX} from a node',
+                )
         return cls(dict(n_blocks), units, auto)
 
     def spans(self, model: str, node: str) -> tuple[Span, ...]:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from dgn_backends.manifest import Manifest as TensorManifest
-from dgn_backends.span import Span, SpanSyntaxError, format_spans, format_units, parse_spans, parse_units
+from dgn_backends.span import Span, format_spans, format_units, parse_spans
 from dgnd.exactness import Way
 from dgnd.figures import EXPIRY_S, told_trips
 from dgnd.leaving import Leaving
 from dgnd.links import Links
 from dgnd.models import LocalModel
 from dgnd.routing import Offer, missing_units
+from dgnd.told import Offered, Told
 from dgnd.trust import ManifestBook
 from dgnd.wire.codec import PROTOCOL_VERSIONS
 from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers, SpanOffer
@@ -48,6 +49,7 @@ class OfferBook:
         self._models = models
         self._now = now
         self._heard_at: dict[str, float] = {}
+        self._told: dict[str, tuple[Hello, Told]] = {}  # what was read of `heard`, with what it was read from
         self._complained: dict[str, float] = {}  # about offers that can't be read, by peer
 
     # --- what I say
@@ -116,6 +118,7 @@ class OfferBook:
         """A peer is gone, and its word with it."""
         self.heard.pop(peer, None)
         self._heard_at.pop(peer, None)
+        self._told.pop(peer, None)
         self.manifests.forget(peer)
 
     def peer_manifest(self, peer: str, message: Manifest) -> None:
@@ -142,18 +145,31 @@ class OfferBook:
         return found
 
     def _spans(self, peer: str, model: LocalModel) -> list[Offer]:
-        try:
-            return [
-                Offer(peer, span, item.step_ms, item.prefill_ms, item.queue, item.free_kv_positions)
-                for item in self.said(peer, model.name)
-                if not item.leaving
-                for span in parse_spans(item.span, model.config.n_blocks)
-            ]
-        except SpanSyntaxError as error:
-            if self._now() >= self._complained.get(peer, -math.inf) + COMPLAIN_S:
-                self._complained[peer] = self._now()
-                log.warning("offer of %s for %s is not used: %s", peer, model.name, line(str(error)))
-            return []
+        offered, fresh = self._offered(peer, model), self._is_fresh(peer)
+        if offered.problem and self._now() >= self._complained.get(peer, -math.inf) + COMPLAIN_S:
+            self._complained[peer] = self._now()
+            log.warning("offer of %s for %s is not used: %s", peer, model.name, line(offered.problem))
+        return [
+            Offer(peer, span, item.step_ms, item.prefill_ms, item.queue, item.free_kv_positions)
+            for span, said in offered.spans
+            if not said.leaving
+            for item in [said if fresh else _unmeasured(said)]
+        ]
+
+    def _offered(self, peer: str, model: LocalModel) -> Offered:
+        """What a node offers of the model, this one too."""
+        n_blocks = model.config.n_blocks
+        if peer == self.me:
+            mine = self.said(peer, model.name)
+            return Offered(tuple((span, item) for item in mine for span in parse_spans(item.span, n_blocks)))
+        hello = self.heard.get(peer)
+        return Offered() if hello is None else self._told_in(peer, hello).read(model.name, n_blocks)
+
+    def _told_in(self, peer: str, hello: Hello) -> Told:
+        found = self._told.get(peer)
+        if found is None or found[0] is not hello:
+            found = self._told[peer] = (hello, Told(hello.offers))
+        return found[1]
 
     def said(self, peer: str, model: str) -> list[SpanOffer]:
         """What a node offers of a model, this one too; without figures that count no more."""
@@ -161,26 +177,17 @@ class OfferBook:
             mine = self._models.get(model)
             return [] if mine is None else [*mine.span_offers(), *mine.filled_offers()]
         hello = self.heard.get(peer)
-        offers = hello.offers if hello is not None else ()
-        items = [item for offer in offers if offer.model == model for item in offer.spans]
-        if self._is_fresh(peer):
-            return items
-        unmeasured = {"step_ms": None, "prefill_ms": None, "queue": 0.0}
-        return [msgspec.structs.replace(item, **unmeasured) for item in items]
+        offer = self._told_in(peer, hello).models.get(model) if hello is not None else None
+        items = offer.spans if offer is not None else ()
+        return list(items) if self._is_fresh(peer) else [_unmeasured(item) for item in items]
 
     def _is_fresh(self, peer: str) -> bool:
-        """Whether the figures that a peer said last still count."""
-        return self._now() - self._heard_at.get(peer, -EXPIRY_S) < EXPIRY_S
+        """Whether the figures that a node said last still count."""
+        return peer == self.me or self._now() - self._heard_at.get(peer, -EXPIRY_S) < EXPIRY_S
 
     def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
         """How `peer` computes `span`, also if it is about to leave; None where it is not offered now."""
-        for item in self.said(peer, model.name):
-            try:
-                if any(offered.contains(span) for offered in parse_spans(item.span, model.config.n_blocks)):
-                    return Way(item.quant, item.dtype, item.numerics, item.row_invariant)
-            except SpanSyntaxError:
-                continue
-        return None
+        return self._offered(peer, model).way(span)
 
     def is_leaving(self, model: LocalModel, peer: str) -> bool:
         """Whether a peer is about to leave with something of the model."""
@@ -189,8 +196,8 @@ class OfferBook:
     def plans(self, model: LocalModel) -> dict[str, frozenset[int]]:
         """For each connected peer with my `model`, the units that it has or is about to have."""
         return {
-            peer: _units(offer, model.config.n_blocks)
-            for peer, offer in self._of_peers(model)
+            peer: self._offered(peer, model).planned
+            for peer, _ in self._of_peers(model)
             if self.manifests.quarrel(peer, model.name) is None and peer not in self.parting
         }
 
@@ -200,7 +207,9 @@ class OfferBook:
 
     def _of_peers(self, model: LocalModel) -> Iterator[tuple[str, ModelOffer]]:
         for peer, hello in self.heard.items():
-            yield from ((peer, offer) for offer in hello.offers if offer.model == model.name)
+            offer = self._told_in(peer, hello).models.get(model.name)
+            if offer is not None:
+                yield peer, offer
 
     def missing(self, model: LocalModel) -> str:
         """What nobody reachable serves, in the config's notation; empty when a route exists."""
@@ -234,14 +243,8 @@ class OfferBook:
         return lines
 
 
-def _units(offer: ModelOffer, n_blocks: int) -> frozenset[int]:
-    """What a peer plans; nothing where it can't be read."""
-    spans = [item.span for item in offer.spans if not item.leaving]
-    try:
-        texts = spans if offer.planned is None else filter(None, [offer.planned])
-        return frozenset().union(*(parse_units(text, n_blocks) for text in texts))
-    except SpanSyntaxError:
-        return frozenset()
+def _unmeasured(item: SpanOffer) -> SpanOffer:
+    return msgspec.structs.replace(item, step_ms=None, prefill_ms=None, queue=0.0)
 
 
 def conflict_text(model: str, conflict: tuple[str, str, str], name_of: Callable[[str], str]) -> str:

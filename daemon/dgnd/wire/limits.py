@@ -26,6 +26,7 @@ from dgnd.wire.messages import (
     History,
     HopKey,
     Manifest,
+    ModelOffer,
     Offers,
     OpenHop,
     Replay,
@@ -66,6 +67,9 @@ TICKET_BYTES = 16 << 10
 SIGNATURE_BYTES = 64
 #: Of what nodes say of times, in ms, and of sessions at work; and for how many links they say it.
 FIGURE_MS_MAX, QUEUE_MAX, TRIPS_MAX = 3.6e6, 1e4, 64
+#: Of what one node offers: spans of a model, spans of all, and characters of a span, which is contiguous. All
+#: of it is read, and weighed whenever a route is looked for.
+SPANS_MAX, ALL_SPANS_MAX, SPAN_TEXT = 64, 1024, 64
 _PENALTY = 100.0
 #: Parts of a message that are the same in every frame of an answer.
 _REPEATED = frozenset({HopKey, Sampling})
@@ -127,6 +131,8 @@ def check_message(
     field.
     """
     tag = tag_of(message)
+    if isinstance(message, Hello | Offers):
+        _check_offers(message.offers, tag)  # first: it bounds what there is to check
     check_fields(message, tag, limits)
     match message:
         case StepFrame():
@@ -151,9 +157,6 @@ def check_message(
         case Hello() if not message.versions:
             raise ProtocolError("hello: no protocol version")
         case Hello() | Offers():
-            for offer in message.offers:
-                if not offer.n_blocks:
-                    raise ProtocolError(f"{tag}: model {offer.model!r} of 0 blocks")
             _check_figures(message, tag)
         case _:
             pass
@@ -241,6 +244,25 @@ def check_sampling(sampling: Sampling) -> None:
             raise ProtocolError(f"step.sample.{name}: {value} is not within {low:g} to {high:g}")
     if s.top_p == 0.0 or s.repetition_penalty == 0.0:
         raise ProtocolError("step.sample: top_p and repetition_penalty are above 0")
+
+
+def _check_offers(offers: tuple[ModelOffer, ...], tag: str) -> None:
+    seen: set[str] = set()
+    for offer in offers:
+        model = repr(offer.model[:64])
+        if not offer.n_blocks:
+            raise ProtocolError(f"{tag}: model {model} of 0 blocks")
+        if offer.model in seen:
+            raise ProtocolError(f"{tag}: two offers of model {model}")
+        seen.add(offer.model)
+        if len(offer.spans) > SPANS_MAX:
+            raise ProtocolError(f"{tag}: {len(offer.spans)} spans of model {model}; at most {SPANS_MAX}")
+        longest = max((len(item.span) for item in offer.spans), default=0)
+        if longest > SPAN_TEXT:
+            raise ProtocolError(f"{tag}: a span of {longest} characters; at most {SPAN_TEXT}")
+    spans = sum(len(offer.spans) for offer in offers)
+    if spans > ALL_SPANS_MAX:
+        raise ProtocolError(f"{tag}: {spans} spans; at most {ALL_SPANS_MAX}")
 
 
 def _check_figures(message: Hello | Offers, tag: str) -> None:
