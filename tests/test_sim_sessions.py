@@ -6,6 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from sim.cluster import EVERYTHING, Log, SimCluster, read_once, tiny_model
@@ -13,9 +14,25 @@ from sim.determinism import run_seeded
 from sim.net import Fault, untouched
 from sim.oracle import right_ids
 
+from dgnd.admission import claimed_key
 from dgnd.control import api
-from dgnd.errors import PeerSilent
-from dgnd.wire.messages import Frame, HopOpened, OpenHop, Probe, Sampling, StepFrame, TokenFrame
+from dgnd.driver import STEP_TIMEOUT_S
+from dgnd.errors import DgnError, PeerSilent, ProtocolError
+from dgnd.laying import OPEN_TIMEOUT_S
+from dgnd.recovery import MOST_MENDS
+from dgnd.wire.messages import (
+    Alive,
+    Failure,
+    Frame,
+    HopKey,
+    HopLength,
+    HopOpened,
+    OpenHop,
+    Probe,
+    Sampling,
+    StepFrame,
+    TokenFrame,
+)
 
 PROMPT = [7, 100, 31, 8]
 
@@ -250,3 +267,173 @@ def test_who_is_busy_is_waited_for(model: Path, what: type) -> None:
         assert trio.current_time() - begun > 6
 
     simulate(model, {"a": "", "b": EVERYTHING, "c": ""}, work)
+
+
+# --- hops that live and do not do what they should -----------------------------------------------------
+
+
+def instead_of_steps(
+    cluster: SimCluster, name: str, answer: Callable[[str, Frame], Frame | None], what: type = StepFrame
+) -> list[Frame]:
+    """The node answers frames of kind `what` so, and does nothing with them; these frames."""
+    node = cluster.node(name)
+    hears, heard = node.hops.on_frame, list[Frame]()
+
+    def on_frame(sender: str, frame: Frame) -> None:
+        if not isinstance(frame.message, what):
+            hears(sender, frame)
+            return
+        heard.append(frame)
+        said = answer(sender, frame)
+        if said is not None:
+            node.office.post(sender, said)
+
+    node.hops.on_frame = on_frame  # type: ignore[method-assign]
+    return heard
+
+
+def refused(kind: str) -> Callable[[str, Frame], Frame]:
+    """Answers a step with a failure."""
+
+    def answer(sender: str, frame: Frame) -> Frame:
+        step = frame.message
+        assert isinstance(step, StepFrame)
+        return Frame(
+            Failure(kind=kind, message="out of memory", key=step.key, branch=step.branch, tag="step")
+        )
+
+    return answer
+
+
+def test_workers_that_die_over_different_steps_of_a_session_do_not_end_it(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        first = (await cluster.ask("a", asked(3))).route[-1].name
+        other = "c" if first == "b" else "b"
+
+        async def kill_at_work(name: str) -> None:
+            (worker,) = cluster.nodes[name].workers
+            while not worker.at_work:  # noqa: ASYNC110 - of a simulated worker, which has no event for it
+                await trio.sleep(0.0001)
+            cluster.kill_worker(name)
+
+        async def both() -> None:
+            await kill_at_work(first)
+            await kill_at_work(other)  # while it is filled
+            struck.append(len(result_ids))
+
+        def strike(came: int) -> None:
+            result_ids[:] = range(came)
+            if came == 8:
+                cluster.nursery.start_soon(both)
+
+        result_ids: list[int] = []
+        struck: list[int] = []
+        result = await cluster.ask("a", asked(30), strike)
+        assert struck == [8] or struck == [9]
+        assert result.token_ids == right
+
+    simulate(model, {"a": "embed", "b": "0-3,head", "c": "0-3,head"}, work)
+
+
+def test_who_says_that_it_lives_and_computes_nothing_is_given_up(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        begun = trio.current_time()
+        deaf = lambda: deafen(cluster, first, (StepFrame,))  # noqa: E731
+        result = await ask_while(cluster, 30, deaf, session="s")
+        assert result.token_ids == right
+        assert first not in {hop.name for hop in result.route}
+        assert STEP_TIMEOUT_S < trio.current_time() - begun < STEP_TIMEOUT_S + 5
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+def test_who_talks_instead_of_opening_is_passed_over(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3))).route}
+        node = cluster.node(first)
+
+        async def talk(sender: str, key: HopKey) -> None:
+            while True:
+                node.office.post(sender, Frame(HopLength(key=key, branch=99, length=0)))
+                await trio.sleep(0.3)
+
+        def on_open(sender: str, frame: Frame) -> None:
+            assert isinstance(frame.message, OpenHop)
+            key = claimed_key(frame.message)
+            assert key is not None
+            cluster.nursery.start_soon(talk, sender, key)
+
+        def on_probe(sender: str, frame: Frame) -> Frame:
+            assert isinstance(frame.message, Probe)
+            return Frame(Alive(key=frame.message.key))
+
+        instead_of_steps(cluster, first, on_open, OpenHop)
+        instead_of_steps(cluster, first, on_probe, Probe)
+        begun = trio.current_time()
+        result = await cluster.ask("a", asked(30))
+        assert result.token_ids == right
+        assert first not in {hop.name for hop in result.route}
+        assert trio.current_time() - begun < OPEN_TIMEOUT_S + 5
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+@pytest.mark.parametrize("kind", ["backend", "internal", "protocol", "cancelled", "of_a_later_version"])
+def test_what_one_hop_can_not_compute_another_one_does(model: Path, kind: str) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        begun = trio.current_time()
+        fails = lambda: instead_of_steps(cluster, first, refused(kind))  # noqa: E731
+        result = await ask_while(cluster, 30, fails, session="s")
+        assert result.token_ids == right
+        assert trio.current_time() - begun < 2
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+@pytest.mark.parametrize("kind", ["backend", "cancelled", "peer", "worker_died"])
+def test_what_nobody_else_can_compute_ends_the_answer_soon(model: Path, kind: str) -> None:
+    async def work(cluster: SimCluster) -> None:
+        heard = instead_of_steps(cluster, "b", refused(kind))
+        begun = trio.current_time()
+        with pytest.raises(DgnError, match=r"b \(embed,0-3,head\): out of memory"):
+            await cluster.ask("a", asked(3))
+        assert trio.current_time() - begun < 5
+        assert 1 <= len(heard) <= MOST_MENDS + 1
+
+    simulate(model, {"a": "", "b": EVERYTHING}, work)
+
+
+def test_who_sends_a_token_of_no_vocabulary_is_passed_over_and_named(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        (first,) = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+
+        def lies(name: str) -> None:
+            hops = cluster.node(name).hops
+            passes_on = hops.on_worker_frame
+
+            def on_worker_frame(model: str, frame: Frame) -> None:
+                if isinstance(frame.message, TokenFrame):
+                    frame = Frame(msgspec.structs.replace(frame.message, token_id=1_000_000))
+                passes_on(model, frame)
+
+            hops.on_worker_frame = on_worker_frame  # type: ignore[method-assign]
+
+        result = await ask_while(cluster, 30, lambda: lies(first), session="s")
+        assert result.token_ids == right
+        lies("c" if first == "b" else "b")
+        with pytest.raises(ProtocolError, match=r"[bc] \(embed,0-3,head\) sent token id 1000000"):
+            await cluster.ask("a", asked(3))
+
+    simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)

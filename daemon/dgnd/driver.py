@@ -14,9 +14,11 @@ import trio
 
 from dgnd.driver_host import DriverHost
 from dgnd.errors import (
+    Cancelled,
     DgnError,
     Draining,
     LimitError,
+    NotReady,
     NotYet,
     PeerError,
     PeerGone,
@@ -24,12 +26,12 @@ from dgnd.errors import (
     ProtocolError,
     StaleState,
     TicketRefused,
-    WorkerDied,
     WorkerSilent,
     error_from,
 )
 from dgnd.exactness import Line
 from dgnd.lineage import Lineage
+from dgnd.patience import LOOK_S, Patience
 from dgnd.session import OriginSession, RouteHop
 from dgnd.silence import Silence
 from dgnd.wire.messages import (
@@ -49,10 +51,8 @@ from dgnd.wire.messages import (
     TokenFrame,
 )
 
-#: After so long without news the hops, and the connections to them, are looked after.
-PATIENCE_S = 0.75
 CANCEL_TIMEOUT_S = 2.0
-#: Without any sign of progress of a step for this long the answer ends with an error.
+#: Without any progress of a step for this long the hops of the route are given up.
 STEP_TIMEOUT_S = 120.0
 #: Frames of one session that may wait for it here; credits keep an honest hop far below.
 MAX_WAITING = 1024
@@ -60,8 +60,10 @@ MAX_WAITING = 1024
 MAX_CHUNK = 128
 
 
-#: After such a report the hop is of no use to the session any more.
-_ENDS = (WorkerDied, StaleState, TicketRefused, LimitError)
+#: After such a report the hop is as it was; after any other it is of no use to the session any more.
+_STAYS = (PeerGone, PeerSilent, NotReady, NotYet, Draining)
+#: After such a report the hop can be opened again where it is; after others somebody else is to try.
+_COMES_BACK = (StaleState, TicketRefused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,10 @@ class SessionDriver:
     def _failed(self, hop: RouteHop, message: Failure) -> None:
         """What a hop reported, or what its predecessor says of it."""
         error = self._reported(hop, message)
-        if isinstance(error, _ENDS) and not isinstance(error, NotYet):
+        stays = isinstance(error, _STAYS) or type(error) is PeerError
+        if not stays:
             self.dead.add(hop.hop)
-        if isinstance(error, LimitError) or hop.hop not in self.sound:
+        if hop.hop not in self.sound or not (stays or isinstance(error, _COMES_BACK)):
             self.host.pass_over(hop.peer, self.session.model)
         if isinstance(error, WorkerSilent):
             self.host.suspect(hop.peer)
@@ -164,7 +167,9 @@ class SessionDriver:
             text = f"{self.place(lost)}: {self.host.peer_name(hop.peer)} lost the connection to it"
         else:
             text = f"{self.place(hop)}: {message.message}"
-        return error_from(message.kind, text, dict(message.data))
+        if message.kind == Cancelled.kind:  # nobody but the client cancels an answer
+            return ProtocolError(text)
+        return error_from(message.kind, text, {**message.data, "span": str(hop.span)})
 
     def _may_report(self, sender: str, hop: RouteHop) -> bool:
         """A hop reports itself; its predecessor reports that it can't reach it."""
@@ -311,14 +316,18 @@ class SessionDriver:
         Raises what a hop reported, or PeerError when nothing moves for STEP_TIMEOUT_S.
         """
         session = self.session
+        patience = Patience(STEP_TIMEOUT_S)
         while True:
             self.send_steps(sampling)
-            message = await self.next_message(STEP_TIMEOUT_S)
+            message = await self.next_message(patience)
             if message is None:
-                where = ", ".join(self.place(hop) for hop in session.route)
+                where = self.give_up_on(session.route)
                 self.fail(PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}"))
-            elif isinstance(message, Credit):
-                session.credit(message.stop)
+                assert self.broken is not None
+                raise self.broken
+            if isinstance(message, Credit):
+                if session.credit(message.stop):
+                    patience.renew()
             elif isinstance(message, TokenFrame):
                 session.credit(message.position)
                 if message.position == len(session.tokens):
@@ -335,10 +344,12 @@ class SessionDriver:
         for hop in self.session.route:
             self.host.post(hop.peer, Frame(ask(key=self.session.key(hop.hop), branch=branch)))
         try:
-            while waiting and (message := await self.next_message(CANCEL_TIMEOUT_S)) is not None:
+            patience = Patience(CANCEL_TIMEOUT_S)
+            while waiting and (message := await self.next_message(patience)) is not None:
                 if isinstance(message, HopLength) and message.key.hop in waiting:
                     waiting.remove(message.key.hop)
                     lengths.append(message.length)
+                    patience.renew()
         except DgnError:
             return  # told to the next turn by self.broken
         if waiting:
@@ -346,23 +357,40 @@ class SessionDriver:
         elif interrupted or min(lengths) < self.session.sent:
             self.session.hops_stopped_at(lengths)
 
-    async def next_message(self, limit_s: float) -> PeerMessage | None:
-        """What a hop says next, None when nothing comes for `limit_s`; raises `broken`.
+    def blamed(self, hop: RouteHop, what: str) -> ProtocolError:
+        """The error of a hop that `what` says of; the hop is of no use any more."""
+        error = ProtocolError(f"{self.place(hop)} {what}")
+        self.dead.add(hop.hop)
+        self.host.pass_over(hop.peer, self.session.model)
+        self.fail(error)
+        return error
 
-        While nothing comes, the hops are looked after, so that one that hangs is found. Time is counted in
-        what this process itself waited: while it stands still, nobody is late.
+    def give_up_on(self, hops: Sequence[RouteHop]) -> str:
+        """Nothing moves, and which of `hops` is at fault can't be told, as all of them say that they live:
+        none of them is used if others can be. Returns their names."""
+        self.dead.update(hop.hop for hop in hops)
+        for hop in hops:
+            self.host.pass_over(hop.peer, self.session.model)
+        return ", ".join(self.place(hop) for hop in hops)
+
+    async def next_message(self, patience: Patience) -> PeerMessage | None:
+        """What a hop says next, None when `patience` is over; raises `broken`.
+
+        Meanwhile the hops are looked after, so that one that hangs is found. The caller renews `patience`
+        where what came was what it waits for.
         """
-        waited = 0.0
-        while waited < limit_s:
-            patience = min(PATIENCE_S, limit_s - waited)
-            with trio.move_on_after(patience):
+        while not patience.is_over:
+            message, began = None, trio.current_time()
+            with trio.move_on_after(patience.slice_s) as slept:
                 message = await self._receive.receive()
                 if self.broken is not None:
                     raise self.broken
+            waited = patience.slice_s if slept.cancelled_caught else trio.current_time() - began
+            if patience.spend(min(waited, patience.slice_s)):
+                self._silence.wait(LOOK_S)
+                self._look_after_hops()
+            if message is not None:
                 return message
-            waited += patience
-            self._silence.wait(patience)
-            self._look_after_hops()
         return None
 
     def _look_after_hops(self) -> None:

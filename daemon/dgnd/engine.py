@@ -27,7 +27,6 @@ from dgnd.errors import (
     NotFound,
     NotReady,
     PeerGone,
-    ProtocolError,
     ShuttingDown,
     WorkerDied,
 )
@@ -240,14 +239,14 @@ class Engine:
         while not answer.done:
             try:
                 token = await driver.next_token(sampling)
+                if not 0 <= token < conversation.model.config.vocab_size:
+                    raise driver.blamed(session.head, f"sent token id {token}, which is in no vocabulary")
             except DgnError as error:
                 await recovery.go_on(error)
                 _refuse_inexact(driver, answer)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
-            if not 0 <= token < conversation.model.config.vocab_size:
-                raise ProtocolError(f"the hop with the head sent token id {token}, which is in no vocabulary")
             clocks.token()
             if route_number != session.route_number:
                 route_number = session.route_number

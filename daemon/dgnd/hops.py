@@ -253,7 +253,7 @@ class HopServer:
             if key in keys:
                 self._table.drop(hop)
                 text = f"the worker with {hop.span} of {model} ended: {why}"
-                error = WorkerDied(text, running=key in running)
+                error = WorkerDied(text, running=key in running, stop=hop.fence.next_out)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
 
     def on_worker_silent(self, model: str, why: str, keys: Collection[HopKey]) -> None:

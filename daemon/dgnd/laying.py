@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from dgnd.driver import MAX_CHUNK, SessionDriver
 from dgnd.errors import PeerError
 from dgnd.exactness import Way
+from dgnd.patience import Patience
 from dgnd.routing import Edge, Hop
 from dgnd.session import RouteHop
 from dgnd.wire.messages import Credit, Frame, HopOpened, Replay, Ticket
@@ -113,13 +114,17 @@ async def _all_opened(driver: SessionDriver) -> dict[int, HopOpened]:
     session = driver.session
     waiting = {hop.hop: hop for hop in session.route}
     opened: dict[int, HopOpened] = {}
-    while waiting and (message := await driver.next_message(OPEN_TIMEOUT_S)) is not None:
+    patience = Patience(OPEN_TIMEOUT_S)
+    while waiting and (message := await driver.next_message(patience)) is not None:
         if not isinstance(message, HopOpened) or message.route != session.route_number:
             continue
         hop = waiting.pop(message.key.hop, None)
-        if hop is not None and message.credits < 1:
+        if hop is None:
+            continue
+        if message.credits < 1:
             raise PeerError(f"{driver.place(hop)} opened the session without room for a step")
         opened[message.key.hop] = message
+        patience.renew()
     if waiting:
         driver.dead.update(waiting)
         for hop in waiting.values():
@@ -151,6 +156,7 @@ async def _fill(
     before, last = gap
     session = driver.session
     waiting, under_way = deque(ranges), deque[int]()
+    patience = Patience(FILL_TIMEOUT_S)
     while waiting or under_way:
         while waiting and len(under_way) < window:
             start, stop = waiting.popleft()
@@ -167,9 +173,11 @@ async def _fill(
                     alone=start < session.alone_until,
                 )
                 driver.host.post(before.peer, Frame(replay))
-        message = await driver.next_message(FILL_TIMEOUT_S)
+        message = await driver.next_message(patience)
         if isinstance(message, Credit) and message.key.hop == last.hop:
             while under_way and under_way[0] <= message.stop:
                 under_way.popleft()
+                patience.renew()
         elif message is None:
-            raise PeerError(f"no progress for {FILL_TIMEOUT_S:.0f} s of a replay to {driver.place(last)}")
+            where = driver.give_up_on([hop for hop in session.route if hop is not before])
+            raise PeerError(f"no progress for {FILL_TIMEOUT_S:.0f} s of a replay to {where}")

@@ -29,6 +29,7 @@ from dgnd.errors import (
     StepCrashesBackend,
     TicketRefused,
     WorkerDied,
+    error_from,
 )
 from dgnd.exact_routes import inexact_only
 from dgnd.models import LocalModel
@@ -42,8 +43,10 @@ _FULL_POLL_S = 1.0
 _MENDABLE = (PeerGone, PeerSilent, WorkerDied, StaleState, NotReady, TicketRefused, LimitError)
 #: For somebody to be back, before lost blocks are loaded here.
 _GRACE_S = 1.0
-#: Workers that may die over the same step before it is taken for the cause.
+#: Workers that may die over the same step of the same blocks before it is taken for the cause.
 DEATHS = 2
+#: How often an answer may be mended without a further token.
+MOST_MENDS = 16
 
 
 class Filler(Protocol):
@@ -56,6 +59,18 @@ class Filler(Protocol):
     def problem(self, model: LocalModel, units: Collection[int]) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class _Death:
+    """A worker died while it computed the step that ends at `stop` with the blocks `units`."""
+
+    stop: int
+    units: frozenset[int]
+
+    def is_like(self, other: _Death) -> bool:
+        """Whether the same may have been the cause."""
+        return self.stop == other.stop and (self.units == other.units or bool(self.units & other.units))
+
+
 @dataclass(slots=True)
 class Recovery:
     """`recover_s`: how long somebody is looked for who has the blocks that were lost; 0: not at all.
@@ -66,15 +81,18 @@ class Recovery:
     model: LocalModel
     recover_s: float
     filler: Filler | None = None
-    _position: int = -1  # the position whose token was waited for at the last death of a worker
-    _deaths: int = 0
+    _position: int = -1  # the position whose token was waited for when something failed last
+    _mends: int = 0  # since then without a token
+    _deaths: list[_Death] = field(default_factory=list)
+    _refused: bool = False  # somebody said that the step can't be computed
     _had: dict[int, str] = field(default_factory=dict)  # who served each unit last
 
     async def go_on(self, error: DgnError) -> None:
         """Lays the route anew after `error`; the tokens so far stand. Raises `error` itself where nobody
         else could do better, StepCrashesBackend, or BlocksMissing with who had them last."""
         handed_over = isinstance(error, Draining)  # what it lost is still there: that needs nobody's patience
-        if not is_mendable(error) or self._never_fits(error) or (self.recover_s <= 0 and not handed_over):
+        self._count()
+        if not self._may_go_on(error) or (self.recover_s <= 0 and not handed_over):
             raise error
         first = error
         deadline = trio.current_time() + self.recover_s
@@ -84,7 +102,9 @@ class Recovery:
             try:
                 await self.navigator.open(self.driver, self.model)
             except DgnError as again:
-                if not is_mendable(again) or self._never_fits(again):
+                if isinstance(again, BlocksMissing) and not is_mendable(first):
+                    raise first from again  # nobody else has what its hop can't compute
+                if not self._may_go_on(again):
                     raise
                 deadline = max(deadline, self._filled_until(again, begun))
                 if trio.current_time() >= deadline and not self.driver.reserve:
@@ -101,6 +121,25 @@ class Recovery:
                 return
             full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)
             await trio.sleep(_FULL_POLL_S if full else _POLL_S)
+
+    def _count(self) -> None:
+        position = len(self.driver.session.tokens)
+        if position != self._position:
+            self._position, self._mends, self._refused = position, 0, False
+            self._deaths.clear()
+        self._mends += 1
+
+    def _may_go_on(self, error: DgnError) -> bool:
+        if self._mends > MOST_MENDS or self._never_fits(error):
+            return False
+        return is_mendable(error) or self._elsewhere(error)
+
+    def _elsewhere(self, error: DgnError) -> bool:
+        """Whether a hop said that it can't compute the step, and another node has yet to try."""
+        if error is not self.driver.broken or self._refused:
+            return False
+        self._refused = True
+        return self.navigator.can_spare(self.driver, self.model)
 
     def _filled_until(self, error: DgnError, begun: float) -> float:
         """Has what is missing loaded here, if it may; until when that is waited for if it moves no more."""
@@ -129,21 +168,29 @@ class Recovery:
         for hop in self.driver.session.route:
             self._had.update(dict.fromkeys(hop.span.units(), self.driver.host.peer_name(hop.peer)))
         if type(error) is WorkerDied and error.data.get("running", True):
-            position = len(self.driver.session.tokens)
-            self._deaths = self._deaths + 1 if position == self._position else 1
-            self._position = position
-            self.driver.session.alone_until = position
-            if self._deaths >= DEATHS:
+            self.driver.session.alone_until = self._position
+            death = self._death(error)
+            self._deaths.append(death)
+            same = sum(death.is_like(other) for other in self._deaths)
+            if same >= DEATHS:
                 raise StepCrashesBackend(
-                    f"the step at position {position - 1} was running at {self._deaths} deaths of workers, "
+                    f"the step up to position {death.stop - 1} was running at {same} deaths of workers, "
                     f"the last one: {error.message}"
                 )
+
+    def _death(self, error: WorkerDied) -> _Death:
+        stop, span = error.data.get("stop"), str(error.data.get("span", ""))
+        units = parse_units(span, self.model.config.n_blocks) if span else frozenset()
+        return _Death(stop if isinstance(stop, int) else self._position, units)
 
     def _given_up(self, error: DgnError, first: DgnError) -> DgnError:
         if isinstance(error, LimitError):
             return error  # with the numbers
         if not isinstance(error, BlocksMissing):
-            return first  # what came after it is its consequence: a worker that is not back yet, say
+            if error.message == first.message:
+                return first
+            # What came after it is its consequence: a worker that is not back yet, say.
+            return error_from(first.kind, f"{first.message}; since then: {error.message}", dict(first.data))
         lost = self.navigator.market.missing_units(self.model, self.driver.exactly)
         names = sorted({self._had[unit] for unit in lost if unit in self._had})
         had = f"{', '.join(names)} had them last" if names else "nobody had them"

@@ -87,10 +87,13 @@ class OriginSession:
         """How many frames may be sent now."""
         return self._window - len(self._under_way)
 
-    def credit(self, stop: int) -> None:
-        """The frame that ended at `stop`, and those before it, have gone as far as they go."""
+    def credit(self, stop: int) -> bool:
+        """The frame that ended at `stop`, and those before it, have gone as far as they go; whether any of
+        them had not before."""
+        before = len(self._under_way)
         while self._under_way and self._under_way[0] <= stop:
             self._under_way.popleft()
+        return len(self._under_way) < before
 
     # --- changes of the route
 

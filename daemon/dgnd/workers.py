@@ -62,7 +62,7 @@ _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
 #: Of loading: what nobody's waiting changes.
 _PERMANENT = (BackendUnavailable, ModelError)
-_STEADY_S = 60.0  #: one that was ready after so long begins with the first delay again
+_STEADY_S = 10.0  #: one that was ready after so long begins with the first delay again
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from dgnd.worker.scheduler import Scheduler
 from dgnd.worker.speed import Speed
 from dgnd.workers import WorkerHandlers
 
-_FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 0.2, 60.0, 60.0
+_FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 0.2, 60.0, 10.0
 _LOOK_S, _TICK_S, _SILENT_S = 2.0, 0.1, 30.0
 _STATS_S = 2.0
 
@@ -57,6 +57,11 @@ class SimWorker:
     def left_over(self) -> int:
         """Sequences that are open, and bytes of KV that are held."""
         return self._computes.sequence_count() + self._computes.budget.held if self._computes else 0
+
+    @property
+    def at_work(self) -> bool:
+        """Whether steps are being computed."""
+        return self.ready and bool(self._running)
 
     @property
     def ready(self) -> bool:

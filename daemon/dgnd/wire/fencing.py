@@ -112,6 +112,11 @@ class HopFence:
         """Frames accepted and not yet passed on."""
         return len(self._under_way)
 
+    @property
+    def next_out(self) -> int:
+        """Where the oldest frame ends that was accepted and not yet passed on; L where there is none."""
+        return self._under_way[0] if self._under_way else self.length
+
     def grant(self, credits: int) -> None:
         """Sets how many frames may be under way, once that is known."""
         self._credits = credits

@@ -146,21 +146,27 @@ class WorkerProcess:
             self._note.write(hops_of(batch))
             with watchdog:
                 answers = worker.run(batch)
-                kv_bytes = worker.kv_bytes()
             if os.getpid() != pid:
                 return  # a copy that the plugin made by forking
             self._note.write(())
             ended = time.monotonic()
+            answers, held = answers + held, []
+            # The next hop works on the answers while this one still looks at how long they took.
+            if not (is_chunk := kind_of(batch[0]) == "chunk") and answers:
+                self._outlet.send(answers)
+            with watchdog:
+                kv_bytes = worker.kv_bytes()
+            if os.getpid() != pid:
+                return
             pace.observe(positions(batch), ended - begun)
             if works and not any(isinstance(answer.message, Failure) for answer in answers):
                 with self._waiting:
                     self._speed.observe(works, begun, ended, beside)
             self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
             self._inlet.come_back()
-            answers, held = answers + held, []
-            if kind_of(batch[0]) == "chunk" and self._somebody_decodes():
+            if is_chunk and self._somebody_decodes():
                 held = answers
-            elif answers:
+            elif is_chunk and answers:
                 self._outlet.send(answers)
 
     def _somebody_decodes(self) -> bool:
