@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,8 @@ class Node:
     time: float = 100.0
     down: set[str] = field(default_factory=set)
     full: set[str] = field(default_factory=set)
+    slow: bool = False  #: what is posted does not leave until the test says so
+    leaving: list[Callable[[], None]] = field(default_factory=list)
     other_model: str | None = None
     posted: list[tuple[str, Frame]] = field(default_factory=list)
     work: list[Frame] = field(default_factory=list)
@@ -86,10 +88,14 @@ class Node:
         )
         self.server = HopServer(host, TicketBook(ME.peer_id), self.max_sessions, 1 << 20)
 
-    def _post(self, peer: str, frame: Frame) -> bool:
+    def _post(self, peer: str, frame: Frame, left: Callable[[], None] | None = None, /) -> bool:
         encode_bytes(frame)  # whatever is said can be sent
         if peer not in self.full:
             self.posted.append((peer, frame))
+            if left is not None and self.slow:
+                self.leaving.append(left)
+            elif left is not None:
+                left()
         return peer not in self.full
 
     def _spans(self) -> tuple[Span, ...]:
@@ -103,13 +109,13 @@ class Node:
 
     def hears(self, sender: Identity, message: Any, payload: Tensor | None = None) -> list[tuple[str, Any]]:
         """What is posted because of a frame."""
-        return self._news(lambda: self.server.on_frame(sender.peer_id, Frame(message, payload)))
+        return self.posts(lambda: self.server.on_frame(sender.peer_id, Frame(message, payload)))
 
     def computed(self, message: Any, payload: Tensor | None = None) -> list[tuple[str, Any]]:
         """What is posted because of the worker's answer."""
-        return self._news(lambda: self.server.on_worker_frame("m", Frame(message, payload)))
+        return self.posts(lambda: self.server.on_worker_frame("m", Frame(message, payload)))
 
-    def _news(self, do: Any) -> list[tuple[str, Any]]:
+    def posts(self, do: Any) -> list[tuple[str, Any]]:
         count = len(self.posted)
         do()
         return [(peer, frame.message) for peer, frame in self.posted[count:]]
@@ -593,9 +599,9 @@ def test_a_dead_worker_is_told_to_every_origin_and_whose_steps_ran() -> None:
     node = Node()
     key = node.opened()
     node.opened(OTHER)
-    assert node._news(lambda: node.server.on_worker_down("m", "another worker", (), ())) == []
+    assert node.posts(lambda: node.server.on_worker_down("m", "another worker", (), ())) == []
     ended = lambda: node.server.on_worker_down("m", "killed by SIGKILL", set(node.server.hops), {key})  # noqa: E731
-    news = node._news(ended)
+    news = node.posts(ended)
     assert [(peer, message.kind) for peer, message in news] == [
         (ORIGIN.peer_id, "worker_died"),
         (OTHER.peer_id, "worker_died"),
@@ -621,7 +627,7 @@ def test_a_silent_worker_is_told_to_every_origin_and_keeps_its_hops() -> None:
     node = Node()
     node.opened()
     node.opened(OTHER)
-    news = node._news(lambda: node.server.on_worker_silent("m", "is stopped", set(node.server.hops)))
+    news = node.posts(lambda: node.server.on_worker_silent("m", "is stopped", set(node.server.hops)))
     assert [(peer, message.kind) for peer, message in news] == [
         (ORIGIN.peer_id, "worker_silent"),
         (OTHER.peer_id, "worker_silent"),
@@ -640,7 +646,7 @@ def test_a_gone_origin_takes_its_sessions_along_and_no_others() -> None:
     node = Node()
     key = node.opened()
     other = node.opened(OTHER)
-    assert node._news(lambda: node.server.on_peer_down(ORIGIN.peer_id)) == []
+    assert node.posts(lambda: node.server.on_peer_down(ORIGIN.peer_id)) == []
     assert list(node.server.hops) == [other]
     assert [frame.message for frame in node.work] == [CloseHop(key=key)]
 
@@ -650,7 +656,7 @@ def test_a_gone_neighbour_is_told_to_the_origin(neighbour: Identity) -> None:
     node = Node()
     node.opened()
     node.opened(OTHER, previous=OTHER.peer_id, next=OTHER.peer_id, next_hop=None, span="3,head")
-    news = node._news(lambda: node.server.on_peer_down(neighbour.peer_id))
+    news = node.posts(lambda: node.server.on_peer_down(neighbour.peer_id))
     only_failure(news, ORIGIN, "peer_gone", neighbour.peer_id)
 
 
@@ -669,9 +675,9 @@ def test_a_lease_ends_when_nothing_comes() -> None:
         node.time += LEASE_S - 1
         node.hears(ORIGIN, EndTurn(key=key, branch=0))
         node.hears(OTHER, EndTurn(key=HopKey(OTHER.peer_id, "s", 7), branch=0))
-        assert node._news(node.server.sweep) == []
+        assert node.posts(node.server.sweep) == []
     node.time += LEASE_S + 1
-    ((peer, message),) = node._news(node.server.sweep)
+    ((peer, message),) = node.posts(node.server.sweep)
     assert (peer, message) == (ORIGIN.peer_id, CloseHop(key=key, reason="its lease ended"))
     assert [hop.origin for hop in node.server.hops] == [OTHER.peer_id]
     assert CloseHop(key=key) in [frame.message for frame in node.work]
@@ -684,7 +690,7 @@ def test_what_others_send_does_not_renew_a_lease() -> None:
     node.hears(OTHER, a_step(key), hidden(2))
     node.hears(OTHER, Cancel(key=key, branch=0))
     node.time += 2
-    assert [type(message) for _, message in node._news(node.server.sweep)] == [CloseHop]
+    assert [type(message) for _, message in node.posts(node.server.sweep)] == [CloseHop]
 
 
 def test_a_node_that_stops_closes_everything_and_says_so() -> None:
@@ -692,7 +698,7 @@ def test_a_node_that_stops_closes_everything_and_says_so() -> None:
     node.opened()
     own = {"previous": ME.peer_id, "next": ME.peer_id, "next_hop": None, "span": "3,head"}
     node.opened(ME, **own)
-    news = node._news(lambda: node.server.close_all("the node is stopping"))
+    news = node.posts(lambda: node.server.close_all("the node is stopping"))
     assert news == [(ORIGIN.peer_id, CloseHop(key=KEY, reason="the node is stopping"))]
     assert node.server.hops == {}
 
@@ -833,6 +839,78 @@ def test_a_replay_of_an_earlier_route_is_late_and_one_of_what_is_gone_says_so() 
     only_failure(
         node.hears(BEFORE, Replay(key=KEY, branch=0, route=1, start=0, stop=2)), BEFORE, "ticket_refused"
     )
+
+
+def replay(start: int, stop: int, route: int = 1) -> Replay:
+    return Replay(key=KEY, branch=0, route=route, start=start, stop=stop)
+
+
+def test_of_a_hop_one_replay_is_on_its_way_and_few_wait() -> None:
+    node = Node()
+    node.opened(credits=3)
+    with_results(node, 8)
+    node.slow = True
+    sent = [message for _, message in node.hears(ORIGIN, replay(0, 2))]
+    for start in (2, 4, 6):
+        assert node.hears(ORIGIN, replay(start, start + 2)) == []
+    while node.leaving:
+        news = node.posts(node.leaving.pop(0))
+        sent += [message for _, message in news]
+        assert len(node.leaving) == len(news) <= 1
+    assert [(step.start, step.count) for step in sent] == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    # An origin has as many under way as the hop has credits, and more is a flood.
+    node.hears(ORIGIN, replay(8, 10))
+    waiting = [node.hears(ORIGIN, replay(start, start + 1)) for start in range(10, 16)]
+    only_failure(waiting[-1], ORIGIN, "limit", "4 replays wait for their turn")
+    assert len(node.leaving) == 1
+
+
+def test_a_replay_that_is_lost_with_its_connection_lets_the_next_route_have_its_own() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    node.slow = True
+    node.hears(ORIGIN, replay(0, 2))
+    assert node.hears(ORIGIN, replay(2, 4)) == []
+    node.down = {AFTER.peer_id}
+    only_failure(node.posts(node.leaving.pop()), ORIGIN, "peer_gone", AFTER.peer_id)
+    rerouted(node, next=OTHER.peer_id, next_hop=11)
+    node.computed(HopLength(key=KEY, branch=0, length=6))
+    ((peer, step),) = node.hears(ORIGIN, replay(0, 2, route=2))
+    assert (peer, step.start) == (OTHER.peer_id, 0)
+
+
+def test_what_waits_to_be_sent_again_ends_with_its_hop() -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    node.slow = True
+    node.hears(ORIGIN, replay(0, 2))
+    node.hears(ORIGIN, replay(2, 4))
+    node.hears(ORIGIN, CloseHop(key=KEY))
+    assert node.posts(node.leaving.pop()) == []
+
+
+def test_in_a_route_every_position_is_sent_again_once(caplog: pytest.LogCaptureFixture) -> None:
+    node = Node()
+    node.opened()
+    with_results(node, 3)
+    assert len(node.hears(ORIGIN, replay(0, 4))) == 1
+    for again in (replay(0, 4), replay(2, 6)):
+        only_failure(node.hears(ORIGIN, again), ORIGIN, "limit", "up to 3 were sent again already in route 1")
+    assert len(node.hears(ORIGIN, replay(4, 6))) == 1
+    assert "refused replay of" in caplog.text
+    rerouted(node, next=OTHER.peer_id, next_hop=11)
+    node.computed(HopLength(key=KEY, branch=0, length=6))
+    assert len(node.hears(ORIGIN, replay(0, 4, route=2))) == 1
+
+
+def test_a_replay_is_no_larger_than_a_step_may_be() -> None:
+    node = Node()
+    node.opened(max_chunk=4)
+    with_results(node, 4)
+    only_failure(node.hears(ORIGIN, replay(0, 6)), ORIGIN, "limit", "positions 0-5 exceed", "4 at once")
+    assert len(node.hears(ORIGIN, replay(0, 4))) == 1
 
 
 def test_what_is_rolled_back_is_no_longer_in_the_journal() -> None:

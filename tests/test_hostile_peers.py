@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -58,6 +59,7 @@ from dgnd.wire.messages import (
     Offers,
     OpenHop,
     OpenSequence,
+    Replay,
     Sampling,
     SpanOffer,
     StepFrame,
@@ -644,6 +646,43 @@ def test_a_peer_that_floods_with_refused_frames_fills_neither_memory_nor_log(clu
     assert len(answer(a)) == TOKENS
 
 
+def test_a_flood_of_replays_is_sent_once_and_others_are_served(cluster: Cluster) -> None:
+    """Of a hop with results for a, and of b as its next: each asks the daemon for a copy of all of them."""
+    a, b = cluster.nodes["a"], cluster.nodes["b"]
+    mallory = Mallory(cluster, a)
+    alone = answer(a)
+    served: list[list[int]] = []
+
+    async def main() -> None:
+        async with mallory.connected(), trio.open_nursery() as nursery:
+            key = await mallory.open(next=b.peer_id)
+            for start in range(0, 512, 128):
+                await mallory.send(a_step(key, start, 128), hidden(128))
+                # b knows no such hop, and a passes that on: the results are in the journal then.
+                await until(lambda start=start: len(mallory.failures()) > start // 128)
+            before = len(mallory.failures())
+
+            async def flood() -> None:
+                while True:
+                    for start in range(0, 512, 128):
+                        await mallory.send(Replay(key=key, branch=0, route=1, start=start, stop=start + 128))
+                    await trio.sleep(0.005)
+
+            nursery.start_soon(flood)
+            served.append(await trio.to_thread.run_sync(answer, a))
+            await until(lambda: len(mallory.failures()) > before + 200)
+            nursery.cancel_scope.cancel()
+            told = [failure.message for failure in mallory.failures()[before:]]
+            assert len([text for text in told if "there is no hop" in text]) == 4
+            assert {text for text in told if "there is no hop" not in text} == {
+                "positions up to 511 were sent again already in route 1"
+            }
+
+    trio.run(main)
+    assert served == [alone]
+    a.wait_for(lambda: sessions(a) == [], 10, "end of the session")
+
+
 def test_hello_is_what_a_listed_peer_is_asked_for_first(cluster: Cluster) -> None:
     """Raw frames before Hello are against the protocol; so is a Hello without a version in common."""
     a = cluster.nodes["a"]
@@ -703,6 +742,31 @@ def test_what_a_peer_does_not_read_is_bounded_and_what_can_not_be_sent_ends_noth
     lines = [record.getMessage() for record in caplog.records]
     assert len([line for line in lines if "lazy does not read" in line]) == 1
     assert len([line for line in lines if "can't be sent" in line]) == 1
+
+
+def test_a_message_full_of_offers_is_refused_before_any_is_read(cluster: Cluster) -> None:
+    """800 KB that keep every limit but those of offers: 17 offers of one model, each of 1000 spans."""
+    a = cluster.nodes["a"]
+    mallory = Mallory(cluster, a)
+    spans = [{"span": f"{i % 3}-3", "numerics": "", "dtype": "f32", "step_ms": 3.6e6} for i in range(1000)]
+    alone = answer(a)
+
+    async def main() -> None:
+        async with mallory.connected():
+            digest = mallory.manifests()[0].config_digest
+            offer = {"model": "m", "n_blocks": 4, "config_digest": digest, "spans": spans}
+            message = {"t": "offers", "offers": [offer] * 17, "peers": []}
+            header = msgspec.msgpack.encode([message, None])
+            assert len(header) > 800_000
+            link = mallory.node.network._links[a.peer_id]  # its own codec would not send this
+            prefix = b"dgn\x01" + struct.pack("<II", len(header), 0)
+            async with link._locks[negotiate.CONTROL]:
+                await link._streams[negotiate.CONTROL].write(prefix + header)
+            await until(lambda: not mallory.node.network.is_up(a.peer_id))
+
+    trio.run(main)
+    assert "1000 spans of model 'm'; at most 64" in a.log
+    assert answer(a) == alone
 
 
 def test_nothing_is_left_of_a_peer_that_is_gone() -> None:
@@ -775,3 +839,38 @@ def test_bytes_that_wait_for_a_peer_are_bounded_too(monkeypatch: pytest.MonkeyPa
             nursery.cancel_scope.cancel()
 
     trio.run(main)
+
+
+def test_a_peer_that_reads_now_and_then_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(postoffice, "WAITING_BYTES", 10_000)
+    step = StepFrame(HopKey("o", "s", 1), 0, 0, 0, 1250, digest_start=1, digest_end=2)
+    chunk = Frame(step, Tensor("f32", (1250, 1), bytes(5000)))
+
+    async def main() -> None:
+        reads = trio.Semaphore(0)
+        left: list[int] = []
+
+        async def send(peer: str, frame: Frame, bulk: bool) -> None:
+            await reads.acquire()
+
+        background = Background()
+        office = PostOffice("me", send, lambda *_: False, lambda peer, frame: None, background)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(background.run)
+            for number in range(6):
+                taken = [office.post("narrow", chunk, lambda number=number: left.append(number))]
+                taken += [office.post("narrow", chunk) for _ in range(3)]
+                assert taken[0]
+                assert not taken[-1]
+                for _ in range(2 if number % 2 else 1):  # now and then all of it is read
+                    reads.release()
+                    await trio.testing.wait_all_tasks_blocked()
+            assert len(left) >= 3
+            office.forget("narrow")
+            assert left == list(range(6))
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    assert len([record for record in caplog.records if "narrow does not read" in record.getMessage()]) == 1

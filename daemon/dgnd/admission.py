@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -18,13 +19,21 @@ from dgnd.wire.ticket import TicketBook
 from dgnd.words import counted
 
 
+class Post(Protocol):
+    """Sends a frame to a peer, or to this node itself, without waiting."""
+
+    def __call__(self, peer: str, frame: Frame, left: Callable[[], None] | None = None, /) -> bool:
+        """False where too much waits for that peer, and the frame is lost. Else `left` is called when it has
+        left this node, or was lost with its connection; maybe at once."""
+
+
 @dataclass(slots=True)
 class HopHost:
     """What the hop server needs of the node around it. None of these may block."""
 
     me: str
     now: Callable[[], float]
-    post: Callable[[str, Frame], bool]  #: False where too much waits for that peer, and the frame is lost
+    post: Post
     is_up: Callable[[str], bool]  #: a peer that frames can reach now; this node itself always
     is_allowed: Callable[[str], bool]  #: a peer of the configuration, or this node itself
     #: (model, origin, config digest, manifest digest) -> why that origin's model is not ours, or None

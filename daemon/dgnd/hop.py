@@ -3,6 +3,7 @@ peers."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
@@ -11,7 +12,7 @@ from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 from dgnd.errors import TicketRefused
 from dgnd.wire.fencing import HopFence
-from dgnd.wire.messages import Frame, HopOpened, StepFrame, Ticket
+from dgnd.wire.messages import Frame, HopOpened, Replay, StepFrame, Ticket
 
 
 @dataclass(slots=True)
@@ -27,6 +28,9 @@ class Hop:
     cancelling: int | None = None  #: the branch that a cancel is under way for
     history_branch: int = -1  #: the branch whose token ids the worker has been told
     parked: list[tuple[StepFrame, Tensor | None]] = field(default_factory=list)
+    replays: deque[Replay] = field(default_factory=deque)  #: that wait for their turn
+    resending: bool = False  #: whether one is on its way
+    resent: int = 0  #: the position up to which results were sent again in this route
 
     def reroute(self, ticket: Ticket, now: float) -> None:
         """Takes a later ticket, which cancels what is under way. Raises TicketRefused for an earlier one, or
@@ -44,6 +48,8 @@ class Hop:
             raise TicketRefused(f"the ticket is of route {ticket.route}, the hop of {self.fence.route}")
         self.ticket, self.deadline, self.rerouted = ticket, now + ticket.lease_s, True
         self.fence.reroute(ticket.route)
+        self.replays.clear()
+        self.resent = 0
         self.cancel(self.fence.branch)
 
     def cancel(self, branch: int) -> None:

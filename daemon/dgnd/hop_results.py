@@ -5,6 +5,8 @@ Knows nothing of who may open a hop or send to it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from dgn_backends.tensor import Tensor
@@ -14,7 +16,17 @@ from dgnd.hop import Hop
 from dgnd.hop_table import HopTable
 from dgnd.wire import q8
 from dgnd.wire.codec import failure_of
-from dgnd.wire.messages import Credit, Failure, Frame, HopKey, HopLength, HopOpened, StepFrame, TokenFrame
+from dgnd.wire.messages import (
+    Credit,
+    Failure,
+    Frame,
+    HopKey,
+    HopLength,
+    HopOpened,
+    Replay,
+    StepFrame,
+    TokenFrame,
+)
 
 
 class HopResults:
@@ -75,7 +87,7 @@ class HopResults:
         try:
             return q8.encode(payload)
         except ValueError as error:
-            self._tell(hop, NonFiniteOutput(f"{hop.span} of {hop.ticket.model}: {error}"), message)
+            self.tell(hop, NonFiniteOutput(f"{hop.span} of {hop.ticket.model}: {error}"), message)
             return None
 
     def _settled(self, hop: Hop, branch: int, length: int) -> None:
@@ -91,23 +103,27 @@ class HopResults:
             answer = HopLength(key=hop.ticket.key, branch=branch, length=length)
             self._host.post(hop.ticket.key.origin, Frame(answer))
 
-    def forward(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
-        """Sends a result to the next hop; its origin is told where that can't be."""
+    def forward(
+        self, hop: Hop, message: StepFrame, payload: Tensor | None, left: Callable[[], None] | None = None
+    ) -> bool:
+        """Sends a result to the next hop; False where that can't be, and its origin is told. `left` as in
+        `Post`."""
         ticket = hop.ticket
         if ticket.next_hop is None:
             error: DgnError = ProtocolError("the last hop of the ticket has no head")
-            self._tell(hop, error, message)
         elif not self._host.is_up(ticket.next):
             error = PeerGone(f"no connection to {ticket.next}, which has the next blocks", peer=ticket.next)
-            self._tell(hop, error, message)
         else:
             key = HopKey(ticket.key.origin, ticket.key.session, ticket.next_hop)
             onward = msgspec.structs.replace(message, key=key)
-            if not self._host.post(ticket.next, Frame(onward, payload)):  # sent again when the origin asks
-                error = PeerError(f"too much waits already for {ticket.next}, which has the next blocks")
-                self._tell(hop, error, message)
+            if self._host.post(ticket.next, Frame(onward, payload), left):
+                return True
+            # It is sent again when the origin asks.
+            error = PeerError(f"too much waits already for {ticket.next}, which has the next blocks")
+        self.tell(hop, error, message)
+        return False
 
-    def _tell(self, hop: Hop, error: DgnError, message: StepFrame) -> None:
+    def tell(self, hop: Hop, error: DgnError, message: StepFrame | Replay) -> None:
         """What the origin has to know of a step's results."""
         key = hop.ticket.key
         self._host.post(key.origin, Frame(failure_of(error, key, message.branch, "step")))

@@ -28,9 +28,11 @@ from dgnd.hop_results import HopResults
 from dgnd.hop_table import HopTable
 from dgnd.journal import JournalBook
 from dgnd.leaving import Leaving
+from dgnd.replays import Replays
 from dgnd.wire import q8
 from dgnd.wire.codec import failure_of
 from dgnd.wire.fencing import AlreadyHave, Compute, Drop, HopFence, Reject
+from dgnd.wire.limits import tag_of
 from dgnd.wire.messages import (
     Alive,
     Cancel,
@@ -66,6 +68,7 @@ class HopServer:
         self._admission = Admission(host, tickets, max_sessions)
         self._table = HopTable(host, JournalBook(journal_bytes))
         self._results = HopResults(host, self._table)
+        self._replays = Replays(self._table, self._results)
         self.hops, self.journals = self._table.hops, self._table.journals
         self.on_worker_frame = self._results.on_worker_frame
         self.leaving = Leaving()  #: where no new hop is opened
@@ -95,7 +98,7 @@ class HopServer:
             tag = "open" if isinstance(message, OpenHop) else "step"
             if self._host.now() >= self._quiet_until.get(sender, 0.0):
                 self._quiet_until[sender] = self._host.now() + QUIET_S
-                log.warning("refused %s of %s: %s", tag, sender, error.message)
+                log.warning("refused %s of %s: %s", tag_of(message), sender, error.message)
             self._host.post(sender, Frame(failure_of(error, key, getattr(message, "branch", 0), tag)))
 
     def _open(self, sender: str, message: OpenHop) -> None:
@@ -194,29 +197,13 @@ class HopServer:
                 hop.cancel(message.branch)
                 self._host.to_worker(hop.ticket.model, Frame(message))
             case Replay():
-                self._replay(hop, message)
+                self._replays.ask(hop, message)
             case Probe():
                 self._host.post(sender, Frame(Alive(key=message.key)))
                 self._host.look_after(hop.ticket.model)
                 self._host.nudge(hop.ticket.next)
             case CloseHop():
                 self._table.forget(hop)
-
-    def _replay(self, hop: Hop, message: Replay) -> None:
-        """Sends again what the next hop lacks; what comes of it is the next hop's to say."""
-        if message.route == hop.fence.route:
-            kept = self.journals.read(message.key, message.start, message.stop)
-            step = StepFrame(
-                key=message.key,
-                branch=message.branch,
-                route=message.route,
-                start=kept.start,
-                count=kept.stop - kept.start,
-                digest_start=kept.digest_start,
-                digest_end=kept.digest_end,
-                alone=message.alone,
-            )
-            self._results.forward(hop, step, kept.rows)
 
     def _history(self, hop: Hop, message: History, payload: Tensor | None) -> None:
         if message.branch < hop.history_branch:

@@ -32,23 +32,30 @@ Send = Callable[[str, Frame, bool], Awaitable[None]]
 #: The same without waiting; False, and nothing was sent, where it would have to.
 SendNow = Callable[[str, Frame, bool], bool]
 Deliver = Callable[[str, Frame], None]
+#: Called when a frame has left, or was lost with its connection.
+Left = Callable[[], None] | None
+#: Between two lines about one peer that does not read, who may read a little now and then.
+COMPLAIN_S = 60.0
 
 
 @dataclass(slots=True, eq=False)
 class _Queue:
     """What waits for one address."""
 
-    inlet: trio.MemorySendChannel[Frame]
-    outlet: trio.MemoryReceiveChannel[Frame]
+    inlet: trio.MemorySendChannel[tuple[Frame, Left]]
+    outlet: trio.MemoryReceiveChannel[tuple[Frame, Left]]
     unsent: int = 0  #: frames in it, and the one that is being sent
     bytes: int = 0  #: of their tensors
+    full: bool = False  #: it was, and what waited then has not all been sent yet
 
     def end(self) -> None:
         """Nothing more comes, and what waits is thrown away."""
         self.inlet.close()
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
-                self.outlet.receive_nowait()
+                _, left = self.outlet.receive_nowait()
+                if left is not None:
+                    left()
 
 
 class PostOffice:
@@ -62,33 +69,42 @@ class PostOffice:
         self._send_now = send_now
         self._deliver = deliver
         self._queues: dict[tuple[str, bool], _Queue] = {}
-        self._full: set[tuple[str, bool]] = set()
+        self._complained: dict[str, float] = {}  # of peers that do not read, when
         self._background = background
 
-    def post(self, peer: str, frame: Frame) -> bool:
+    def post(self, peer: str, frame: Frame, left: Left = None, /) -> bool:
         """Sends `frame` to `peer`, behind those that wait; False where too many wait, and it is lost. What
-        can't be sent is lost with its connection, which is announced elsewhere."""
+        can't be sent is lost with its connection, which is announced elsewhere. `left` is called when it is
+        no longer here, maybe at once."""
         address = (peer, peer != self.me and is_bulk(frame))
         queue = self._queues.get(address)
         if peer != self.me and (queue is None or not queue.unsent) and self._sent_now(*address, frame):
+            if left is not None:
+                left()
             return True
         if queue is None:
-            queue = _Queue(*trio.open_memory_channel[Frame](math.inf if peer == self.me else WAITING))
+            most = math.inf if peer == self.me else WAITING
+            queue = _Queue(*trio.open_memory_channel[tuple[Frame, Left]](most))
             self._queues[address] = queue
             self._background.start(self._carry, *address, queue)
         try:
             if peer != self.me and queue.bytes and queue.bytes + _size(frame) > WAITING_BYTES:
                 raise trio.WouldBlock
-            queue.inlet.send_nowait(frame)
+            queue.inlet.send_nowait((frame, left))
             queue.unsent += 1
             queue.bytes += _size(frame)
             return True
         except trio.WouldBlock:
-            if address not in self._full:
-                self._full.add(address)
-                what = f"{queue.unsent} frames of {queue.bytes} bytes wait"
-                log.warning("%s does not read: %s, further ones are dropped", peer, what)
+            self._complain(peer, queue)
             return False
+
+    def _complain(self, peer: str, queue: _Queue) -> None:
+        now, told = trio.current_time(), queue.full
+        queue.full = True
+        if not told and now >= self._complained.get(peer, -math.inf) + COMPLAIN_S:
+            self._complained[peer] = now
+            what = f"{queue.unsent} frames of {queue.bytes} bytes wait"
+            log.warning("%s does not read: %s, further ones are dropped", peer, what)
 
     def _sent_now(self, peer: str, bulk: bool, frame: Frame) -> bool:
         try:
@@ -104,23 +120,28 @@ class PostOffice:
                 self._queues.pop(address).end()
 
     async def _carry(self, peer: str, bulk: bool, queue: _Queue) -> None:
-        async for frame in queue.outlet:
+        async for frame, left in queue.outlet:
             if peer == self.me:
                 queue.unsent -= 1
                 queue.bytes -= _size(frame)
                 self._deliver(peer, frame)
-                continue
-            try:
-                await self._send(peer, frame, bulk)
-            except PeerGone:
-                if self._queues.get((peer, bulk)) is queue:
-                    del self._queues[peer, bulk]
-                queue.end()
-            except ProtocolError as error:  # a fault of ours must not end the daemon
-                log.error("a frame for %s can't be sent: %s", peer, error.message)
-            queue.unsent -= 1
-            queue.bytes -= _size(frame)
-            self._full.discard((peer, bulk))
+            else:
+                await self._carry_one(peer, bulk, queue, frame)
+                queue.unsent -= 1
+                queue.bytes -= _size(frame)
+                queue.full = queue.full and queue.unsent > 0
+            if left is not None:
+                left()
+
+    async def _carry_one(self, peer: str, bulk: bool, queue: _Queue, frame: Frame) -> None:
+        try:
+            await self._send(peer, frame, bulk)
+        except PeerGone:
+            if self._queues.get((peer, bulk)) is queue:
+                del self._queues[peer, bulk]
+            queue.end()
+        except ProtocolError as error:  # a fault of ours must not end the daemon
+            log.error("a frame for %s can't be sent: %s", peer, error.message)
 
 
 def _size(frame: Frame) -> int:
