@@ -123,6 +123,9 @@ class EchoService:
             case ["died"]:
                 await on_delta("half ", [1])
                 raise WorkerDied("the worker of tiny died (signal 9); it is restarted")
+            case ["lost"]:
+                await on_delta("half ", [1])
+                raise BlocksMissing("tiny: nobody serves blocks 4-7 within 10 s", missing="4-7")
             case ["crash"]:
                 raise ValueError("secret detail")
             case ["group"]:

@@ -272,6 +272,25 @@ def test_the_chat_goes_on_after_errors(daemon: EchoDaemon) -> None:
         assert daemon.service.seen[-1].max_tokens == 7
 
 
+def test_an_empty_line_asks_again_what_found_no_nodes(daemon: EchoDaemon) -> None:
+    """dgnd has no answer to go on with: not one token came."""
+    with Person("--system", "be brief") as person:
+        person.say("missing it", "nobody serves blocks 4-7; an empty line asks again")
+        person.say("", "an empty line asks again")
+        assert [(seen.prompt, seen.system, seen.resume) for seen in daemon.service.seen] == [
+            ("missing it", "be brief", False)
+        ] * 2
+        person.say("clear")
+        person.child.sendline("")  # nothing
+        person.say("died", "an empty line goes on with the answer")
+        person.child.sendline("")
+        until(lambda: len(daemon.service.seen) == 4)
+        assert [(seen.prompt, seen.resume) for seen in daemon.service.seen[2:]] == [
+            ("died", False),
+            (None, True),
+        ]
+
+
 def test_a_daemon_that_was_restarted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "s.sock"
     monkeypatch.setenv("DGN_SOCKET", str(path))

@@ -142,6 +142,22 @@ def test_not_ready_is_retryable_and_fails_at_once(
     }
 
 
+@pytest.mark.parametrize("wait", [(), ("--wait", "9")])
+def test_what_is_said_of_nodes_that_are_lacking_fits_the_moment(
+    daemon: EchoDaemon, capfd: pytest.CaptureFixture[str], wait: tuple[str, ...]
+) -> None:
+    assert run_command(["run", *wait, "missing"]) == 5
+    assert capfd.readouterr().err == "dgnctl: tiny: nobody serves blocks 4-7" + (
+        "\n" if wait else " (to wait for it: --wait 60)\n"
+    )
+    assert run_command(["run", *wait, "lost"]) == 5  # to wait at its beginning would not help it
+    out, err = capfd.readouterr()
+    assert out == "half \n"
+    assert "--wait" not in err
+    assert "recover_s under [sessions]" in err
+    assert "in dgnctl chat it can be gone on with" in err
+
+
 def test_a_full_context_is_said(daemon: EchoDaemon, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_command(["run", "full"]) == 0
     assert "context is full" in capfd.readouterr().err

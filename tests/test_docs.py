@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from dgn_backends.quant_plan import FINE_SCHEMES, SCHEMES
+from dgnctl.cli import COMMANDS
 from dgnd.config import load_config
 from dgnd.config.schema import Config, Section
 from dgnd.main import cli
@@ -155,3 +156,10 @@ def test_quoted_messages_are_in_the_sources() -> None:
     messages = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs/troubleshooting.md").read_text(), flags=re.M)
     assert len(messages) >= 12
     assert [message for message in messages if message not in text] == []
+
+
+def test_the_readme_names_every_command_of_the_client() -> None:
+    (line,) = [
+        item for item in (ROOT / "README.md").read_text().split("\n* ") if item.startswith("**dgnctl**")
+    ]
+    assert re.findall(r"`(\w+)`", line) == list(COMMANDS)

@@ -227,6 +227,7 @@ def test_an_empty_line_goes_on_with_an_answer_that_lost_its_nodes(tmp_path: Path
             person.type("go")
             person.child.expect(r"\S{20}")
             b.kill()
+            person.child.expect(r"it began with b \(2-3,head\): [^;]*; now b is ")
             person.child.expect_exact("an empty line goes on with the answer")
             person.prompt()
             assert "nobody reachable serves 2-3,head" in person.say("")  # nobody yet

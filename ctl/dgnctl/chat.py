@@ -76,6 +76,7 @@ class Conversation:
         self._session = session or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
         self._fresh = True  #: nothing was said yet
         self._cut_off = False  #: nodes were lacking in the middle of the last answer
+        self._unanswered: str | None = None  #: what was said, where they were lacking before it began
         self._client = self._open()
         self._lost = False
         self._code = 0
@@ -112,12 +113,17 @@ class Conversation:
             self._hang_up()
             self._show(error)
         except DgnError as error:
-            ready = self._cut_off and self._screen.interactive
-            self._show(error, "; an empty line goes on with the answer" if ready else "")
+            self._show(error, self._advice() if self._screen.interactive else "")
         except KeyboardInterrupt:  # a second one, or one while waiting for something else than an answer
             self._hang_up()
             self._show(Cancelled("interrupted"))
         return self._code != EXIT_INTERRUPTED or self._screen.interactive
+
+    def _advice(self) -> str:
+        """What an empty line does now."""
+        if self._cut_off:
+            return "; an empty line goes on with the answer"
+        return "; an empty line asks again" if self._unanswered is not None else ""
 
     def _show(self, error: DgnError, advice: str = "") -> None:
         self._code = error.exit_code
@@ -127,6 +133,8 @@ class Conversation:
         match line:
             case None if self._cut_off:
                 return self._resume()
+            case None if self._unanswered is not None and self._screen.interactive:
+                return self._say(self._unanswered)
             case None:
                 pass
             case chat_line.Plain("exit"):
@@ -167,7 +175,7 @@ class Conversation:
         """Shows the answer as it comes."""
         client = self._daemon()
         last, begun = "\n", params.resume
-        self._cut_off = False
+        self._cut_off, self._unanswered = False, None
 
         def show(piece: str) -> None:
             nonlocal last, begun
@@ -179,6 +187,7 @@ class Conversation:
                 result = follow(client.start_generate(params), show, noted, watch)
         except DgnError as error:
             self._cut_off = begun and error.retryable
+            self._unanswered = params.prompt if error.retryable and not begun else None
             raise
         finally:
             if last != "\n":
@@ -207,6 +216,7 @@ class Conversation:
     # --- commands ---
 
     def _clear(self) -> None:
+        self._cut_off, self._unanswered = False, None
         with contextlib.suppress(NotFound):
             self._daemon().call("cache.clear", api.CacheClearParams(session=self._session))
         self._fresh = True
@@ -221,6 +231,7 @@ class Conversation:
 
     def _load(self, path: Path) -> None:
         ids = read_ids(path)
+        self._cut_off, self._unanswered = False, None
         params = api.SessionImportParams(session=self._session, token_ids=ids, model=self._params.model)
         self._daemon().call("session.import", params)
         self._fresh = False

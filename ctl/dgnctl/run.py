@@ -17,6 +17,8 @@ from dgnd.control.api import GenerateParams, GenerateResult
 from dgnd.errors import BadRequest, NotReady
 
 EXIT_INTERRUPTED = 130
+#: Of an answer that lost nodes in its middle; to wait before it begins would change nothing.
+_LONGER = "recover_s under [sessions] says how long that is waited for; in dgnctl chat it can be gone on with"
 
 
 @click.command()
@@ -41,9 +43,10 @@ def run(ctx: click.Context, /, prompt: str, raw: bool, as_json: bool, **options:
         try:
             result = follow(client.start_generate(params), shown.add, noted)
         except NotReady as error:
-            if as_json or params.wait:
+            advice = _LONGER if shown.begun else "" if params.wait else "to wait for it: --wait 60"
+            if as_json or not advice:
                 raise
-            raise type(error)(f"{error.message} (to wait for it: --wait 60)", **error.data) from None
+            raise type(error)(f"{error.message} ({advice})", **error.data) from None
         finally:
             shown.end()
         if as_json:
@@ -59,8 +62,10 @@ class _Shown:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._last = "\n"
+        self.begun = False  #: something came, though it may be no text yet
 
     def add(self, text: str) -> None:
+        self.begun = True
         if text and not self._quiet:
             self._last = text[-1]
             emit(text)

@@ -5,7 +5,7 @@ Pure; knows nothing of how peers are reached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from dgn_backends.span import parse_units
@@ -34,15 +34,23 @@ def away_notes(peers: Sequence[PeerState], turned_away: int) -> list[str]:
 
 
 def who_should_serve(
-    missing: str, model: str, blocks: BlocksMap, names: Names, peers: Sequence[PeerState]
+    missing: str,
+    model: str,
+    blocks: BlocksMap,
+    names: Names,
+    peers: Sequence[PeerState],
+    plans: Mapping[str, Collection[int]],
 ) -> str:
-    """Who has rows for the missing blocks, in the config's notation, and how each is."""
+    """Who has rows for the missing blocks, in the config's notation, and how each is. `plans`: for connected
+    peers, by id, the units that they have or are about to have, with a row here or not."""
     wanted = parse_units(missing, blocks.n_blocks[model])
     states = {peer.id: peer.state for peer in peers}
-    found = [
+    loading = [names.of(peer) for peer, units in plans.items() if wanted.intersection(units)]
+    found = [f"{node} is loading them" for node in loading]
+    found += [
         f"{node} {_STATE[states.get(names.id_of(node), 'unreachable')]}"
         for node in blocks.peers_of(model)
-        if blocks.units[model][node] & wanted
+        if blocks.units[model][node] & wanted and node not in loading
     ]
     return (
         f"{', '.join(found)}; see 'dgnctl peers'" if found else "no peer has a row for them; see 'dgnctl map'"

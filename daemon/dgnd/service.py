@@ -280,12 +280,13 @@ class NodeService:
         try:
             return await self.engine.generate(params, on_delta, cancelled)
         except BlocksMissing as error:
-            model = self.engine.model(params.model).name
-            missing = self._missing().get(model)
+            model = self.engine.model(params.model)
+            missing = self._missing().get(model.name)
             if not missing:  # they have come meanwhile
                 raise
-            who = who_should_serve(missing, model, self.blocks, self.names, self.network.peers())
-            raise BlocksMissing(f"{error.message}: {who}", **error.data) from error
+            plans, peers = self.offers.plans(model), self.network.peers()
+            who = who_should_serve(missing, model.name, self.blocks, self.names, peers, plans)
+            raise BlocksMissing(f"{error.message}; now {who}", **error.data) from error
 
     async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:
         """Text to token ids."""
