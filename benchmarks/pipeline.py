@@ -17,7 +17,8 @@ from pathlib import Path
 from bench_kit import conditions, report
 from bench_kit.delayed import DelayedPorts
 from cluster import Cluster, Row
-from plugin_site import Site
+from slow_backend import NAME as SLOW
+from slow_backend import slow_site
 from tiny_llama import make_tiny_llama
 
 from dgnd.control import api
@@ -26,26 +27,6 @@ from dgnd.control.client import ControlClient
 HOPS = 3
 PROMPT, ANSWER = 1024, 32
 ROWS = [Row("a", "embed"), Row("b", "0-1"), Row("c", "2-3"), Row("d", "4-5,head")]
-BACKEND = """
-import time
-from dgn_backends.reference import ReferenceBackend
-
-class Sleeping:
-    name = "sleeping"
-    def devices(self): return ["cpu"]
-    def load(self, request, progress):
-        runner = ReferenceBackend().load(request, progress)
-        forward = runner.forward
-        def slow(steps):
-            begun = time.perf_counter()
-            outputs = forward(steps)
-            rest = sum(step.inputs.shape[0] for step in steps) * RATE - (time.perf_counter() - begun)
-            time.sleep(max(rest, 0.0))
-            return outputs
-        if len(request.span.units()) > 1:
-            runner.forward = slow
-        return runner
-"""
 
 
 def ask(cluster: Cluster, rounds: int) -> list[api.Timings]:
@@ -64,15 +45,13 @@ def measure(delay_s: float, rate_s: float, rounds: int) -> dict[str, float]:
     """Medians, in seconds."""
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         folder = Path(directory)
-        site = Site(folder / "site")
-        source = BACKEND.replace("RATE", repr(rate_s))
-        site.add("sleeping-backend", {"sleeping": "sleeping_backend:Sleeping"}, {"sleeping_backend": source})
+        environment = slow_site(folder / "site", rate_s)
         model = make_tiny_llama(folder / "model", n_blocks=6, max_positions=2048, eos=[])
-        cluster = stack.enter_context(Cluster(folder / "nodes", model, backend="sleeping"))
+        cluster = stack.enter_context(Cluster(folder / "nodes", model, backend=SLOW))
         ports = stack.enter_context(DelayedPorts(delay_s)) if delay_s else None
         for row in ROWS:
             node = cluster.add(row.peer)
-            node.extra_env |= site.environment
+            node.extra_env |= environment
             node.dialled_at = ports.to(node.port) if ports is not None else None
         cluster.full_mesh(ROWS)
         ask(cluster, 1)

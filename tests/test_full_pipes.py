@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 from cluster import Cluster, Row, TestNode
-from plugin_site import Site
+from slow_backend import slow_site
 from tiny_llama import TinyLlama, make_tiny_llama
 
 from dgnd.control import api
@@ -28,25 +28,6 @@ TWICE = [Row("a", "embed,0"), Row("b", "1"), Row("a", "2"), Row("b", "3,head")]
 
 #: Simulated compute for one position, and the positions of a chunk of a long prompt over two hops.
 RATE_S, CHUNK = 0.003, 128
-SLOW = f"""
-import time
-from dgn_backends.reference import ReferenceBackend
-
-class Slow:
-    name = "slow"
-    def devices(self): return ["cpu"]
-    def load(self, request, progress):
-        runner = ReferenceBackend().load(request, progress)
-        forward = runner.forward
-        def slow(steps):
-            begun = time.perf_counter()
-            outputs = forward(steps)
-            rest = sum(step.inputs.shape[0] for step in steps) * {RATE_S} - (time.perf_counter() - begun)
-            time.sleep(max(rest, 0.0))
-            return outputs
-        runner.forward = slow
-        return runner
-"""
 
 
 def ask(node: TestNode, prompt: Sequence[int], tokens: int, times: list[float] | None = None) -> list[int]:
@@ -92,13 +73,12 @@ def test_pipes_that_are_full_in_both_directions_never_wait_for_each_other(wide: 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slow")
-    site = Site(folder / "site")
-    site.add("slow-backend", {"slow": "slow_backend:Slow"}, {"slow_backend": SLOW})
+    environment = slow_site(folder / "site", RATE_S)
     shape = TinyLlama(n_blocks=4, max_positions=2048, eos=None, extra={"eos_token_id": None})
     model = make_tiny_llama(folder / "model", shape)
     with Cluster(folder / "nodes", model, backend="slow") as cluster:
         for name in "ab":
-            cluster.add(name).extra_env |= site.environment
+            cluster.add(name).extra_env |= environment
         cluster.full_mesh([Row("a", "embed,0-1"), Row("b", "2-3,head")])
         yield cluster
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -155,7 +155,7 @@ class LocalModel:
 
     def loaded_spans(self) -> tuple[Span, ...]:
         """`loaded` as spans."""
-        return tuple(s for item in self.loaded() for s in parse_spans(item.span, self.config.n_blocks))
+        return self._spans(self.loaded())
 
     def filled(self) -> tuple[LoadedSpan, ...]:
         """Spans that compute now for answers that lost them."""
@@ -164,15 +164,18 @@ class LocalModel:
 
     def filled_spans(self) -> tuple[Span, ...]:
         """`filled` as spans."""
-        return tuple(s for item in self.filled() for s in parse_spans(item.span, self.config.n_blocks))
+        return self._spans(self.filled())
 
     def worker_for(self, span: Span) -> WorkerHandle | None:
         """The worker in which a hop of `span` is opened."""
         for filling in self.fillings:
-            spans = [s for item in filling.worker.spans for s in parse_spans(item.span, self.config.n_blocks)]
-            if filling.worker.ready and any(each.contains(span) for each in spans):
+            here = self._spans(filling.worker.spans)
+            if filling.worker.ready and any(each.contains(span) for each in here):
                 return filling.worker
         return self.worker
+
+    def _spans(self, said: Iterable[LoadedSpan]) -> tuple[Span, ...]:
+        return tuple(span for item in said for span in parse_spans(item.span, self.config.n_blocks))
 
     def planned_spans(self) -> tuple[Span, ...]:
         """What this node computes or is about to, as far as it knows."""

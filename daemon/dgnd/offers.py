@@ -23,7 +23,7 @@ from dgnd.told import Offered, Told
 from dgnd.trust import ManifestBook
 from dgnd.wire.codec import PROTOCOL_VERSIONS
 from dgnd.wire.messages import Frame, Hello, Manifest, ModelOffer, Offers, SpanOffer
-from dgnd.wire.words import line
+from dgnd.wire.plain_text import line
 
 log = logging.getLogger("dgnd.offers")
 

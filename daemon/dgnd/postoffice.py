@@ -46,7 +46,7 @@ class _Queue:
     outlet: trio.MemoryReceiveChannel[tuple[Frame, Left]]
     unsent: int = 0  #: frames in it, and the one that is being sent
     bytes: int = 0  #: of their tensors
-    full: bool = False  #: it was, and what waited then has not all been sent yet
+    full: bool = False  #: it was
 
     def end(self) -> None:
         """Nothing more comes, and what waits is thrown away."""
@@ -59,7 +59,8 @@ class _Queue:
 
 
 class PostOffice:
-    """Queues and the tasks that empty them, one for each address, made when first needed."""
+    """Queues, and the tasks that empty them: one for this node itself, and one for each peer for whom
+    something waits."""
 
     def __init__(
         self, me: str, send: Send, send_now: SendNow, deliver: Deliver, background: Background
@@ -129,9 +130,12 @@ class PostOffice:
                 await self._carry_one(peer, bulk, queue, frame)
                 queue.unsent -= 1
                 queue.bytes -= _size(frame)
-                queue.full = queue.full and queue.unsent > 0
             if left is not None:
                 left()
+            if peer != self.me and not queue.unsent:  # most frames leave without a task
+                if self._queues.get((peer, bulk)) is queue:
+                    del self._queues[peer, bulk]
+                return
 
     async def _carry_one(self, peer: str, bulk: bool, queue: _Queue, frame: Frame) -> None:
         try:

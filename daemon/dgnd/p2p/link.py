@@ -29,7 +29,7 @@ from dgnd.p2p.write_lock import WriteLock
 from dgnd.wire import codec
 from dgnd.wire.limits import tag_of
 from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessage, Ping, Pong
-from dgnd.wire.words import in_plain_words
+from dgnd.wire.plain_text import in_plain_words
 
 log = logging.getLogger("dgnd.p2p")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dgnd.offers import COMPLAIN_S, OfferBook
 from dgnd.wire.messages import CloseHop, Failure, Goodbye, Hello, HopKey, ModelOffer, Offers, Ping, SpanOffer
-from dgnd.wire.words import NAME, TEXT, in_plain_words, line
+from dgnd.wire.plain_text import NAME, TEXT, in_plain_words, line
 
 BAD = "a\n\x1b[2Jb\u202e" + "x" * 8000
 OFFER = ModelOffer(
