@@ -140,6 +140,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "churn.py",
         "compare_llamacpp.py",
         "hop_cost.py",
+        "int8_rows.py",
         "kills.py",
         "line.py",
         "pipeline.py",

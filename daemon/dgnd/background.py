@@ -13,15 +13,21 @@ class Background:
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
+        self._over = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Runs until cancelled; nothing of it is left then."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await trio.sleep_forever()
+        """Runs until cancelled; nothing of it is left then, and nothing begins any more."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._over = True
 
     def start(self, work: Callable[..., Awaitable[Any]], *arguments: Any) -> None:
         """Begins `work`, which handles its own errors."""
         assert self._nursery is not None, "run the background first"
+        if self._over:  # the node ends: an answer that still closes its hops, say
+            return
         self._nursery.start_soon(work, *arguments)

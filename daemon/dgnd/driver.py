@@ -24,6 +24,7 @@ from dgnd.errors import (
     PeerGone,
     PeerSilent,
     ProtocolError,
+    ShuttingDown,
     StaleState,
     TicketRefused,
     WorkerSilent,
@@ -167,7 +168,7 @@ class SessionDriver:
             text = f"{self.place(lost)}: {self.host.peer_name(hop.peer)} lost the connection to it"
         else:
             text = f"{self.place(hop)}: {message.message}"
-        if message.kind == Cancelled.kind:  # nobody but the client cancels an answer
+        if message.kind in (Cancelled.kind, ShuttingDown.kind):  # that is not for a hop to say
             return ProtocolError(text)
         return error_from(message.kind, text, {**message.data, "span": str(hop.span)})
 

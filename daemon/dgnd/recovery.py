@@ -17,6 +17,7 @@ from dgn_backends.span import parse_units
 from dgnd.driver import SessionDriver, Waits
 from dgnd.errors import (
     BlocksMissing,
+    Cancelled,
     DgnError,
     Draining,
     LimitError,
@@ -136,8 +137,8 @@ class Recovery:
 
     def _elsewhere(self, error: DgnError) -> bool:
         """Whether a hop said that it can't compute the step, and another node has yet to try."""
-        if error is not self.driver.broken or self._refused:
-            return False
+        if error is not self.driver.broken or isinstance(error, Cancelled) or self._refused:
+            return False  # no hop cancels an answer: this node does, as it leaves
         self._refused = True
         return self.navigator.can_spare(self.driver, self.model)
 
