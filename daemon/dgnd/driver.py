@@ -323,9 +323,9 @@ class SessionDriver:
             message = await self.next_message(patience)
             if message is None:
                 where = self.give_up_on(session.route)
-                self.fail(PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}"))
-                assert self.broken is not None
-                raise self.broken
+                error = PeerError(f"no progress for {STEP_TIMEOUT_S:.0f} s on the route {where}")
+                self.fail(error)
+                raise error
             if isinstance(message, Credit):
                 if session.credit(message.stop):
                     patience.renew()
@@ -360,15 +360,13 @@ class SessionDriver:
 
     def blamed(self, hop: RouteHop, what: str) -> ProtocolError:
         """The error of a hop that `what` says of; the hop is of no use any more."""
-        error = ProtocolError(f"{self.place(hop)} {what}")
-        self.dead.add(hop.hop)
-        self.host.pass_over(hop.peer, self.session.model)
+        error = ProtocolError(f"{self.give_up_on([hop])} {what}")
         self.fail(error)
         return error
 
     def give_up_on(self, hops: Sequence[RouteHop]) -> str:
-        """Nothing moves, and which of `hops` is at fault can't be told, as all of them say that they live:
-        none of them is used if others can be. Returns their names."""
+        """None of `hops` is used again if others can be: those that are at fault, or may be where that can't
+        be told. Returns their names."""
         self.dead.update(hop.hop for hop in hops)
         for hop in hops:
             self.host.pass_over(hop.peer, self.session.model)

@@ -126,10 +126,7 @@ async def _all_opened(driver: SessionDriver) -> dict[int, HopOpened]:
         opened[message.key.hop] = message
         patience.renew()
     if waiting:
-        driver.dead.update(waiting)
-        for hop in waiting.values():
-            driver.host.pass_over(hop.peer, driver.session.model)  # alive, but too slow
-        silent = ", ".join(driver.place(hop) for hop in waiting.values())
+        silent = driver.give_up_on(list(waiting.values()))  # alive, but too slow
         raise PeerError(f"no answer from {silent} for {OPEN_TIMEOUT_S:.0f} s when opening the session")
     return opened
 

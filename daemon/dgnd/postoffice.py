@@ -1,10 +1,10 @@
 """Frames by address: to a peer through the network, to one's own peer id back into the daemon.
 
 So the origin's own blocks are a hop like any other. Posting never blocks: a frame that finds its connection
-idle leaves at once, in the task that made it; others wait in a queue of their address, which has a task, and
-both end with the connection. The credits of sessions keep the queues short; what waits all the same for a
-peer that does not read, or behind a link that is too narrow, is bounded in number and bytes. Knows nothing of
-what frames mean.
+idle leaves at once, in the task that made it; others wait in a queue of their address, which has a task while
+something waits. What waits ends with the connection. The credits of sessions keep the queues short; what
+waits all the same for a peer that does not read, or behind a link that is too narrow, is bounded in number
+and bytes. Knows nothing of what frames mean.
 """
 
 from __future__ import annotations

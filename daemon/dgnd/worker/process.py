@@ -150,16 +150,18 @@ class WorkerProcess:
                 return  # a copy that the plugin made by forking
             self._note.write(())
             ended = time.monotonic()
+            failed = any(isinstance(answer.message, Failure) for answer in answers)
             answers, held = answers + held, []
+            is_chunk = kind_of(batch[0]) == "chunk"
             # The next hop works on the answers while this one still looks at how long they took.
-            if not (is_chunk := kind_of(batch[0]) == "chunk") and answers:
+            if answers and not is_chunk:
                 self._outlet.send(answers)
             with watchdog:
                 kv_bytes = worker.kv_bytes()
             if os.getpid() != pid:
                 return
             pace.observe(positions(batch), ended - begun)
-            if works and not any(isinstance(answer.message, Failure) for answer in answers):
+            if works and not failed:
                 with self._waiting:
                     self._speed.observe(works, begun, ended, beside)
             self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
