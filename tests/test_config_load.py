@@ -166,6 +166,15 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
         ("[sessions]\nmax_sessions = 0", "2:1: sessions.max_sessions must be from 1 to 10000"),
         ("[sessions]\nmax_sessions = 1000000000", "2:1: sessions.max_sessions must be from 1 to 10000"),
         (f"[sessions]\nmax_sessions = {10**30}", "2:1: sessions.max_sessions must be from 1 to 10000"),
+        ("[http]\nmax_requests = 0", "2:1: http.max_requests must be from 1 to 10000"),
+        ('[http]\nlisten = "11435"', '2:1: "11435" is no address to listen on; one such as 127.0.0.1:11435'),
+        ('[http]\nlisten = "999.0.0.1:1"', '2:1: "999.0.0.1:1": "999.0.0.1" is no IP address'),
+        ('[http]\nlisten = "127.0.0.1:65536"', '2:1: "127.0.0.1:65536": a port is at most 65535'),
+        (
+            '[http]\nlisten = "0.0.0.0:11435"',
+            '2:1: "0.0.0.0:11435" can be reached from other machines: name a keys_file with API keys, or '
+            "listen on 127.0.0.1:11435",
+        ),
         ("models = 3", "1:1: models must be a table of tables, not an integer"),
         ("models.a = 3", "1:8: models.a must be a table, not an integer"),
         ("blocks = 3", "1:1: blocks must be an array, not an integer"),
@@ -248,3 +257,13 @@ def test_any_shape_gives_a_config_or_one_clear_line(
     path = tmp_path_factory.getbasetemp() / "shape.toml"
     path.write_text("".join(f"{first}.{second} = {value}\n" for first, second, value in entries))
     assert accepted_or_explained(path)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:11435", "localhost:11435", "[::1]:0", "127.9.9.9:80"])
+def test_the_http_api_needs_no_keys_on_loopback(tmp_path: Path, listen: str) -> None:
+    assert load(tmp_path, f'[http]\nlisten = "{listen}"\n').config.http.listen == listen
+
+
+def test_the_file_of_keys_is_found_beside_the_configuration(tmp_path: Path) -> None:
+    text = '[http]\nlisten = "0.0.0.0:11435"\nkeys_file = "keys"\n'
+    assert load(tmp_path, text).config.http.keys_file == tmp_path / "keys"

@@ -89,7 +89,7 @@ def test_what_the_sources_import_is_declared_and_what_is_declared_is_imported() 
     own = {"dgnd", "dgn_backends", "dgnctl"}
     project = PYPROJECT["project"]
     always = {canonical(re.split(r"[^\w.-]", each, maxsplit=1)[0]) for each in project["dependencies"]}
-    extras = {"torch", "onnx", "onnxruntime"}
+    extras = {"torch", "onnx", "onnxruntime", "starlette", "hypercorn"}
     comes_with = {
         "multiaddr": "libp2p",
         "trio_typing": "libp2p",

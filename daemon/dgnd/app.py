@@ -68,10 +68,26 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, path: Path) -> None:
         await nursery.start(_on_signals, node)
         await nursery.start(serve_control, path, node.service)
         log.info("%s is %s; control socket %s", who.name, node.me, path)
+        if loaded.config.http.listen:
+            await _start_http(nursery, loaded, node)
         nursery.start_soon(_tell_service_manager, node)
         await node.run()
         nursery.cancel_scope.cancel()
     log.info("stopped")
+
+
+async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -> None:
+    """The HTTP API. What it needs is imported here alone: a daemon without it neither has nor loads that."""
+    try:
+        from dgnd.http.server import serve_http
+    except ModuleNotFoundError as error:
+        raise loaded.error_at(
+            ("http", "listen"),
+            f"the HTTP API needs the library {error.name}: pip install 'distributed-gpt-node[http]'",
+        ) from None
+    config = loaded.config
+    address = await nursery.start(serve_http, config.http, node.service, config.sessions.max_sessions)
+    log.info("HTTP API on http://%s", address)
 
 
 async def _on_signals(node: Node, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -11,7 +11,15 @@ from dgnd.config.build import key_name
 from dgnd.config.schema import Config, ModelSection
 
 #: What is taken once, at the start: who this node is, and where it is found.
-_FIXED = (("node", "name"), ("node", "state_dir"), ("node", "listen"), ("control", "socket"))
+_FIXED = (
+    ("node", "name"),
+    ("node", "state_dir"),
+    ("node", "listen"),
+    ("control", "socket"),
+    ("http", "listen"),
+    ("http", "keys_file"),
+    ("http", "max_requests"),
+)
 #: Keys of a model that its worker need not know.
 _NOT_THE_WORKERS = ("path", "chat_template", "wire")
 

@@ -17,6 +17,7 @@ from typing import get_args
 from dgn_backends.api import Quant
 from dgn_backends.span import SpanSyntaxError, parse_units
 from dgnd.config.build import KeyProblem, did_you_mean
+from dgnd.config.http_address import HttpAddressError, parse_http_address
 from dgnd.config.locate import KeyPath
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
 from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, PeerSection
@@ -34,6 +35,7 @@ QUANTS: tuple[str, ...] = get_args(Quant)
 MOST_DRAIN_S = 3600.0
 #: More than any node can hold in memory.
 MOST_SESSIONS = 10_000
+MOST_HTTP_REQUESTS = 10_000
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
 #: More blocks than any model has, for reading a span before the model is known.
@@ -45,6 +47,7 @@ _SOCKET_PATH_BYTES = 107
 def check_values(config: Config, backends: Collection[str]) -> None:
     """Raises KeyProblem at the first value that can't be meant. `backends` are the installed names."""
     _check_node(config)
+    _check_http(config)
     for name, model in config.models.items():
         _check_name(name, ("models", name))
         _check_model(model, ("models", name), backends)
@@ -100,6 +103,25 @@ def _check_node(config: Config) -> None:
     if not 1 <= config.sessions.max_sessions <= MOST_SESSIONS:
         message = f"sessions.max_sessions must be from 1 to {MOST_SESSIONS}"
         raise KeyProblem(("sessions", "max_sessions"), message)
+
+
+def _check_http(config: Config) -> None:
+    http = config.http
+    if not 1 <= http.max_requests <= MOST_HTTP_REQUESTS:
+        message = f"http.max_requests must be from 1 to {MOST_HTTP_REQUESTS}"
+        raise KeyProblem(("http", "max_requests"), message)
+    if not http.listen:
+        return
+    try:
+        address = parse_http_address(http.listen)
+    except HttpAddressError as error:
+        raise KeyProblem(("http", "listen"), str(error)) from None
+    if not address.is_loopback and http.keys_file is None:
+        raise KeyProblem(
+            ("http", "listen"),
+            f'"{http.listen}" can be reached from other machines: name a keys_file with API keys, or listen '
+            f"on 127.0.0.1:{address.port}",
+        )
 
 
 def _is_the_same(one: TcpAddress, other: TcpAddress) -> bool:

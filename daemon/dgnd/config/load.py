@@ -118,6 +118,7 @@ def _resolve_paths(config: Config, base: Path) -> Config:
         control=replace(
             config.control, socket=config.control.socket and _absolute(base, config.control.socket)
         ),
+        http=replace(config.http, keys_file=config.http.keys_file and _absolute(base, config.http.keys_file)),
         models=models,
     )
 

@@ -29,6 +29,14 @@ class ControlConfig(Section, frozen=True):
     socket: Path | None = None  #: None: the search order of the CLI
 
 
+class HttpConfig(Section, frozen=True):
+    """`[http]`"""
+
+    listen: str = ""  #: empty: there is no HTTP API
+    keys_file: Path | None = None  #: API keys, one a line; None: none is asked for
+    max_requests: int = 256  #: at once, those that wait among them
+
+
 class ModelSection(Section, frozen=True):
     """`[models.NAME]`"""
 
@@ -78,6 +86,7 @@ class Config(Section, frozen=True):
 
     node: NodeConfig = NodeConfig()
     control: ControlConfig = ControlConfig()
+    http: HttpConfig = HttpConfig()
     sessions: SessionsConfig = SessionsConfig()
     models: dict[str, ModelSection] = {}
     peers: dict[str, PeerSection] = {}

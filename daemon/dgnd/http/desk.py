@@ -1,0 +1,181 @@
+"""Who is answered now and who waits: generations for HTTP clients, asked of the same service as the socket's.
+
+As many run at once as the node has sessions; the others wait in order of arrival, and are gone when their
+client is. Knows nothing of HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import trio
+
+from dgnd.control import api
+from dgnd.control.checks import check_generate
+from dgnd.errors import Cancelled, DgnError, NoRoomNow
+
+#: For an answer that is cancelled to give back what it has, as on the control socket.
+CANCEL_GRACE_S = 10.0
+#: How long a request waits for its turn before it is told to come again.
+TURN_S = 300.0
+#: After others' sessions took all room, how long until it is tried again.
+_AGAIN_S = 0.1
+
+#: Takes the number of the answer, and the text and token ids of a piece of it.
+Pieces = Callable[[int, str, list[int]], Awaitable[None]]
+
+
+class Service(Protocol):
+    """What the HTTP API asks of the daemon; `dgnd.control.service.ControlService` has more."""
+
+    async def status(self) -> api.Status:
+        """The node, and what is missing."""
+        ...
+
+    async def models_list(self) -> list[api.ModelInfo]:
+        """The configured models."""
+        ...
+
+    async def generate(
+        self,
+        params: api.GenerateParams,
+        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        cancelled: trio.Event,
+    ) -> api.GenerateResult:
+        """One answer."""
+        ...
+
+
+class Desk:
+    """All generations of HTTP clients. `at_once` of them run, `most` requests are taken."""
+
+    def __init__(self, service: Service, at_once: int, most: int) -> None:
+        self.service = service
+        self._places = trio.Semaphore(at_once)
+        self._most = most
+        self._taken = 0
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Takes one request. Raises NoRoomNow when there are too many."""
+        if self._taken >= self._most:
+            raise NoRoomNow(
+                f"{self._taken} requests are answered or wait, of {self._most} at most; ask again later"
+            )
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+    async def answers(
+        self, asked: Sequence[api.GenerateParams], pieces: Pieces, gone: trio.Event
+    ) -> list[api.GenerateResult]:
+        """The answers to all that is asked, side by side. The first error ends the others and is raised.
+
+        `gone` ends them within a step; then Cancelled is raised.
+        """
+        for params in asked:
+            check_generate(params)
+        results: dict[int, api.GenerateResult] = {}
+        failed: list[DgnError] = []
+
+        async with trio.open_nursery() as nursery:
+
+            async def one(index: int, params: api.GenerateParams) -> None:
+                async def on_delta(text: str, token_ids: list[int]) -> None:
+                    await pieces(index, text, token_ids)
+
+                try:
+                    results[index] = await self._answer(params, on_delta, gone)
+                except DgnError as error:
+                    failed.append(error)
+                    nursery.cancel_scope.cancel()
+
+            for index, params in enumerate(asked):
+                nursery.start_soon(one, index, params)
+        if failed:
+            raise failed[0]
+        if gone.is_set():
+            raise Cancelled("the client hung up")
+        return [results[index] for index in range(len(asked))]
+
+    async def _answer(
+        self,
+        params: api.GenerateParams,
+        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        gone: trio.Event,
+    ) -> api.GenerateResult:
+        begun = False
+
+        async def noted(text: str, token_ids: list[int]) -> None:
+            nonlocal begun
+            begun = True
+            await on_delta(text, token_ids)
+
+        deadline = trio.current_time() + TURN_S
+        await self._turn(gone, deadline)
+        try:
+            while True:
+                try:
+                    return await self._generate(params, noted, gone)
+                except NoRoomNow:
+                    if begun or trio.current_time() >= deadline:
+                        raise
+                with trio.move_on_after(_AGAIN_S):
+                    await gone.wait()
+                    raise Cancelled("the client hung up")
+        finally:
+            self._places.release()
+
+    async def _turn(self, gone: trio.Event, deadline: float) -> None:
+        """Waits for a place, and takes it."""
+        got = False
+
+        async def take() -> None:
+            nonlocal got
+            await self._places.acquire()
+            got = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = deadline
+            nursery.start_soon(take)
+            await gone.wait()
+            nursery.cancel_scope.cancel()
+        if got and not gone.is_set():
+            return
+        if got:
+            self._places.release()
+        if gone.is_set():
+            raise Cancelled("the client hung up")
+        raise NoRoomNow(f"no place was free for {TURN_S:.0f} s; ask again later")
+
+    async def _generate(
+        self,
+        params: api.GenerateParams,
+        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        gone: trio.Event,
+    ) -> api.GenerateResult:
+        """One answer of the service, which has a while to end after `gone`."""
+        result: api.GenerateResult | None = None
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await gone.wait()
+                nursery.cancel_scope.deadline = trio.current_time() + CANCEL_GRACE_S
+
+            nursery.start_soon(watch)
+            failed: DgnError | None = None
+            try:
+                result = await self.service.generate(params, on_delta, gone)
+            except DgnError as error:
+                failed = error
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        if result is None:
+            raise Cancelled("the client hung up")
+        return result

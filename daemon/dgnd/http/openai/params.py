@@ -1,0 +1,92 @@
+"""A request of OpenAI's form as parameters of the engine. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from dgnd.control import api
+from dgnd.errors import BadRequest
+from dgnd.http.openai.requests import ChatRequest, Message, Settings
+
+#: What top_p = 0 means: the likeliest token alone.
+_LEAST_TOP_P = 1e-9
+
+
+def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
+    """One for each answer. Raises BadRequest for what can't be done here."""
+    _refuse("tools", bool(request.tools or request.functions), "tools are not supported")
+    _refuse(
+        "response_format",
+        request.response_format is not None and request.response_format.type != "text",
+        "only text is supported",
+    )
+    _refuse(
+        "modalities",
+        request.modalities is not None and set(request.modalities) != {"text"},
+        "only text is known",
+    )
+    _refuse("logprobs", bool(request.logprobs or request.top_logprobs), "they are not supported")
+    params = common_params(request, request.max_completion_tokens or request.max_tokens)
+    return choices(msgspec.structs.replace(params, messages=_messages(request.messages)), request)
+
+
+def common_params(request: Settings, max_tokens: int | None) -> api.GenerateParams:
+    """What does not depend on the kind of prompt."""
+    _refuse("logit_bias", bool(request.logit_bias), "it is not supported")
+    stop = request.stop
+    return api.GenerateParams(
+        model=request.model,
+        max_tokens=max_tokens,
+        temperature=request.temperature,
+        top_p=None if request.top_p is None else max(request.top_p, _LEAST_TOP_P),
+        top_k=request.top_k,
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        seed=None if request.seed is None else request.seed % 2**64,
+        stop=[] if stop is None else [stop] if isinstance(stop, str) else stop,
+    )
+
+
+def choices(params: api.GenerateParams, request: Settings) -> list[api.GenerateParams]:
+    """`n` of them, that differ in their seeds."""
+    seed = params.seed
+    return [
+        msgspec.structs.replace(params, seed=None if seed is None else (seed + index) % 2**64)
+        for index in range(request.n or 1)
+    ]
+
+
+def _messages(messages: Sequence[Message]) -> list[api.ChatMessage]:
+    return [
+        api.ChatMessage(
+            role="system" if message.role == "developer" else message.role,
+            content=_text(message, f"messages[{index}].content"),
+        )
+        for index, message in enumerate(messages)
+    ]
+
+
+def _text(message: Message, where: str) -> str:
+    if message.content is None:
+        _refuse(where, message.role != "assistant", "a message needs text")
+        return ""
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for part in message.content:
+        _refuse(
+            where,
+            part.type != "text" or part.text is None,
+            f"a part is {part.type!r}; only text is understood",
+        )
+        texts.append(part.text or "")
+    return "".join(texts)
+
+
+def _refuse(param: str, refused: bool, why: str) -> None:
+    if refused:
+        raise BadRequest(f"{param}: {why}", setting=param)
