@@ -208,7 +208,8 @@ def test_a_client_that_hangs_up_frees_its_session(http: HttpNode, stream: bool) 
     with http.plain() as plain:
         if stream:
             with plain.stream("POST", "/v1/chat/completions", json=asked) as response:
-                next(response.iter_bytes())
+                pieces = response.iter_bytes()  # kept: when it goes, so does the connection
+                next(pieces)
                 assert http.sessions() == 2
         else:
             with pytest.raises(httpx.ReadTimeout):

@@ -14,11 +14,12 @@ from starlette.routing import Route
 from dgnd.errors import BadRequest, DgnError
 from dgnd.http import health
 from dgnd.http.forms import JSON, Endpoint, Form, Handler, House
-from dgnd.http.openai import chat, models
+from dgnd.http.openai import chat, models, texts
 from dgnd.http.openai.errors import answer_of
+from dgnd.http.openai.stream import EVENTS, event
 from dgnd.http.status import NoSuchPath
 
-OPENAI: Final = Form(answer_of, lambda error: (chat.EVENTS, chat.event(answer_of(error))))
+OPENAI: Final = Form(answer_of, lambda error: (EVENTS, event(answer_of(error))))
 
 
 def make_app(house: House) -> Starlette:
@@ -37,6 +38,7 @@ def make_app(house: House) -> Starlette:
             get("/v1/models", models.models),
             get("/v1/models/{model:path}", models.model),
             post("/v1/chat/completions", chat.chat),
+            post("/v1/completions", texts.texts),
         ],
         exception_handlers={HTTPException: _no_such_place},
     )

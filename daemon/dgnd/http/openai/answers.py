@@ -72,6 +72,26 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
 
 
+class TextChoice(msgspec.Struct, frozen=True):
+    """One continuation of bare text; in a stream, a piece of it."""
+
+    index: int
+    text: str
+    finish_reason: FinishReason | None
+    logprobs: None = None
+
+
+class TextCompletion(msgspec.Struct, frozen=True, kw_only=True):
+    """The response to a request for bare text; in a stream, one event of it."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[TextChoice]
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
+    object: Literal["text_completion"] = "text_completion"
+
+
 class Model(msgspec.Struct, frozen=True):
     """A model that can be asked."""
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from dgnd.control import api
 from dgnd.errors import BadRequest
-from dgnd.http.openai.requests import ChatRequest, Message, Settings
+from dgnd.http.openai.requests import (
+    MAX_CHOICES,
+    ChatRequest,
+    ManyTokenIds,
+    Message,
+    Settings,
+    TextRequest,
+    Texts,
+    TokenIds,
+)
 
+#: What OpenAI's API takes where a request for bare text does not say.
+DEFAULT_TEXT_TOKENS = 16
+MAX_TEXTS = 8 * MAX_CHOICES
 #: What top_p = 0 means: the likeliest token alone.
 _LEAST_TOP_P = 1e-9
 
@@ -30,6 +43,49 @@ def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
     _refuse("logprobs", bool(request.logprobs or request.top_logprobs), "they are not supported")
     params = common_params(request, request.max_completion_tokens or request.max_tokens)
     return choices(msgspec.structs.replace(params, messages=_messages(request.messages)), request)
+
+
+def text_params(request: TextRequest) -> tuple[list[str], list[api.GenerateParams]]:
+    """What each answer begins with (`echo`), and its parameters, the answers to one prompt after each other.
+
+    Raises BadRequest for what can't be done here.
+    """
+    _refuse("suffix", bool(request.suffix), "text can't be filled in, only continued")
+    _refuse("best_of", request.best_of not in (None, 1, request.n), "it is not supported; ask for n")
+    _refuse("logprobs", request.logprobs is not None, "they are not supported")
+    params = common_params(request, request.max_tokens or DEFAULT_TEXT_TOKENS)
+    params = msgspec.structs.replace(params, raw=True)
+    prompts = _prompts(request.prompt)
+    _refuse(
+        "prompt",
+        len(prompts) * (request.n or 1) > MAX_TEXTS,
+        f"{len(prompts)} prompts with {request.n or 1} answers each; {MAX_TEXTS} answers at most",
+    )
+    ids = [each for each in prompts if not isinstance(each, str)]
+    _refuse("echo", bool(request.echo and ids), "a prompt of token ids can't be echoed")
+    echoes: list[str] = []
+    asked: list[api.GenerateParams] = []
+    for prompt in prompts:
+        kind = {"prompt": prompt} if isinstance(prompt, str) else {"token_ids": prompt}
+        answers = choices(msgspec.structs.replace(params, **kind), request)
+        asked += answers
+        echoes += [prompt if request.echo and isinstance(prompt, str) else ""] * len(answers)
+    return echoes, asked
+
+
+def _prompts(prompt: str | list[Any]) -> list[str | list[int]]:
+    """One text, several, the token ids of one, or those of several."""
+    if isinstance(prompt, str):
+        return [prompt]
+    for kind in (Texts, TokenIds, ManyTokenIds):
+        try:
+            found: Any = msgspec.convert(prompt, type=kind)
+        except msgspec.ValidationError:
+            continue
+        return [found] if isinstance(found[0], int) else found
+    raise BadRequest(
+        "prompt: a text, an array of texts, token ids, or an array of their arrays", setting="prompt"
+    )
 
 
 def common_params(request: Settings, max_tokens: int | None) -> api.GenerateParams:

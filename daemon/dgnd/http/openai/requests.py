@@ -67,6 +67,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
 
 
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
+ManyTokenIds = Annotated[list[TokenIds], Meta(min_length=1)]
+Texts = Annotated[list[str], Meta(min_length=1)]
+
+
+class TextRequest(Settings, frozen=True, kw_only=True):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[Any]  #: texts, token ids, or arrays of token ids
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
 class ChatRequest(Settings, frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
