@@ -93,7 +93,8 @@ def test_what_the_sources_import_is_declared_and_what_is_declared_is_imported() 
     comes_with = {
         "multiaddr": "libp2p",
         "trio_typing": "libp2p",
-    }  # a library that is only there for another one
+        "markdown_it": "markdown-it-py",
+    }  # a library that is only there for another one, or is called otherwise
     assert {canonical(comes_with.get(name, name)) for name in imported - own} - extras == always
 
 

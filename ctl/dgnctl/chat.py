@@ -13,13 +13,14 @@ import click
 import msgspec
 
 from dgnctl import chat_line
+from dgnctl.answer_state import AnswerState
 from dgnctl.follow import follow, interrupts
 from dgnctl.options import connect_client, socket_option
 from dgnctl.output import emit, printable
 from dgnctl.peers import describe_connected, describe_peers
 from dgnctl.run import EXIT_INTERRUPTED, check_text
 from dgnctl.sampling import generation_options, template
-from dgnctl.terminal import Screen, ending_signals, hang_ups, kept_settings, open_screen
+from dgnctl.terminal import Hints, Screen, ending_signals, hang_ups, kept_settings, open_screen
 from dgnctl.token_file import read_ids, write_ids
 from dgnd.control import api
 from dgnd.control.client import ControlClient
@@ -80,6 +81,8 @@ class Conversation:
         self._client = self._open()
         self._lost = False
         self._code = 0
+        self._hints = Hints()
+        self._state = AnswerState()
 
     def hold(self) -> int:
         """Until `exit` or the end of input; returns the exit code: of the last failed turn, over pipes."""
@@ -97,11 +100,15 @@ class Conversation:
         emit(f"{status.name} is {status.state}. Type help for commands; space stops an answer.\n")
         for model, span in status.missing.items():
             emit(f"{model}: nobody in reach serves {span}\n")
+        models: list[api.ModelInfo] = self._client.call("models.list")
+        self._state.of(models, self._params.model)
+        self._hints.status = self._state.line()
+        self._hints.words["model"] = [model.name for model in models]
 
     def _step(self) -> bool:
         """One line; False to leave."""
         try:
-            line = self._screen.ask()
+            line = self._screen.ask("", self._hints)
             return line is not None and self._do(chat_line.parse(line))
         except (NoDaemon, ProtocolError, ShuttingDown) as error:
             self._lost = True
@@ -174,24 +181,28 @@ class Conversation:
     def _stream(self, params: api.GenerateParams) -> bool:
         """Shows the answer as it comes."""
         client = self._daemon()
-        last, begun = "\n", params.resume
+        begun = params.resume
         self._cut_off, self._unanswered = False, None
+        self._state.begin()
 
         def show(piece: str) -> None:
-            nonlocal last, begun
-            last, begun = piece[-1:] or last, True
-            emit(piece)
+            nonlocal begun
+            begun = True
+            self._state.token()
+            answer.add(piece)
 
         try:
-            with interrupts() as noted, self._screen.streaming() as watch:
-                result = follow(client.start_generate(params), show, noted, watch)
+            with interrupts() as noted, self._screen.answering(self._state.line) as answer:
+                result = follow(client.start_generate(params), show, noted, answer.watch, answer.pause)
         except DgnError as error:
             self._cut_off = begun and error.retryable
             self._unanswered = params.prompt if error.retryable and not begun else None
             raise
         finally:
-            if last != "\n":
-                emit("\n")
+            self._state.stop()
+            self._hints.status = self._state.line()
+        self._state.end(result)
+        self._hints.status = self._state.line()
         self._fresh = False
         return self._after(result)
 
@@ -200,7 +211,7 @@ class Conversation:
             if not self._screen.interactive:
                 self._code = EXIT_INTERRUPTED
                 return False
-            emit("(stopped)\n")
+            self._note("(stopped)")
         elif result.finish_reason == "length":
             limit = self._params.max_tokens
             if limit is not None and result.usage.completion_tokens >= limit:
@@ -211,7 +222,7 @@ class Conversation:
         return True
 
     def _note(self, text: str) -> None:
-        click.echo(text, err=not self._screen.interactive)
+        self._screen.note(text)
 
     # --- commands ---
 

@@ -16,9 +16,22 @@ connect ADDR    dial a peer at its multiaddress, /ip4/.../tcp/.../p2p/ID
 clear           forget the conversation and start anew
 /save FILE.csv  write the conversation as token ids
 /load FILE.csv  go on from token ids written by /save
-Space or Ctrl-C stops an answer. Where nodes were lacking for the rest of one, an empty line goes on with it.
+Space or Ctrl-C stops an answer. Where nodes were lacking for the rest of one,
+an empty line goes on with it.
 Anything else is said to the model.
 """
+
+
+#: Every command by the name that follows its slash, with a few words for who completes it.
+SLASHED: Final[dict[str, str]] = {
+    "help": "what can be typed",
+    "exit": "leave",
+    "peers": "list the peers",
+    "connect": "dial a peer",
+    "clear": "start anew",
+    "save": "write the conversation to a file",
+    "load": "go on from a file",
+}
 
 
 @dataclass(frozen=True)

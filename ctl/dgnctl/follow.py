@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -65,11 +66,14 @@ def follow(
     on_text: Callable[[str], None],
     noted: Interrupts,
     watch: Mapping[int, Callable[[], bool]] | None = None,
+    pause: Callable[[], float] = lambda: math.inf,
 ) -> GenerateResult:
     """Gives the text to `on_text` as it comes, and returns the result.
 
     A Ctrl-C, or a callback of `watch` (by file descriptor, called when that is readable) that returns True,
-    asks dgnd to stop. Where this raises, dgnd may still be at it; closing the connection ends that.
+    asks dgnd to stop. Whenever there is nothing more to give, `pause` is called and says for how many seconds
+    at most it need not be called again. Where this raises, dgnd may still be at it; closing the connection
+    ends that.
 
     Raises:
         DgnError: what dgnd answered, Cancelled when it did not answer within STOP_GRACE_S of being asked, or
@@ -93,7 +97,7 @@ def follow(
                     return event
                 assert isinstance(event, GenerateDelta)
                 on_text(event.text)
-        timeout = stream.client.left_s()
+        timeout = min(stream.client.left_s(), max(0.0, pause()))
         if deadline is not None:
             timeout = min(timeout, max(0.0, deadline - time.monotonic()))
         ready = poller.poll(timeout * 1000)

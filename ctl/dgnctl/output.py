@@ -23,10 +23,18 @@ def emit(text: str) -> None:
     Raises:
         StdoutClosed: nobody reads it.
     """
+    emit_raw(printable(text) if sys.stdout is not None and sys.stdout.isatty() else text)
+
+
+def emit_raw(shown: str) -> None:
+    """Writes to stdout at once, what steers a terminal too.
+
+    Raises:
+        StdoutClosed: nobody reads it.
+    """
     if sys.stdout is None:
         raise StdoutClosed
     try:
-        shown = printable(text) if sys.stdout.isatty() else text
         try:
             sys.stdout.write(shown)
         except UnicodeEncodeError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import math
 import os
 import signal
 import sys
 import termios
 import tty
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Final, NoReturn, Protocol
 
@@ -24,8 +26,35 @@ from dgnd.errors import BadRequest
 
 PROMPT: Final = "> "
 _PULSE_S: Final = 0.5
+_MAX_SEQUENCE: Final = 32
 
 Watch = Mapping[int, Callable[[], bool]]
+
+
+@dataclass
+class Hints:
+    """What a terminal may show beside the line that is typed."""
+
+    status: str = ""
+    words: dict[str, list[str]] = field(default_factory=dict)  #: by command, what may come after it
+
+
+class Answering(Protocol):
+    """One answer as it comes."""
+
+    watch: Watch  #: files whose callbacks tell whether to stop
+
+    def add(self, text: str) -> None:
+        """More of it."""
+        ...
+
+    def note(self, text: str) -> None:
+        """What happened to it meanwhile."""
+        ...
+
+    def pause(self) -> float:
+        """Nothing more has come for now; returns the seconds after which this is to be called again."""
+        ...
 
 
 class Screen(Protocol):
@@ -33,13 +62,42 @@ class Screen(Protocol):
 
     interactive: bool
 
-    def ask(self) -> str | None:
-        """The next line; None at the end of input."""
+    def ask(self, begin: str, hints: Hints) -> str | None:
+        """The next line, which begins so; None at the end of input."""
         ...
 
-    def streaming(self) -> contextlib.AbstractContextManager[Watch]:
-        """While an answer comes: files to watch, whose callbacks tell whether to stop."""
+    def answering(self, status: Callable[[], str]) -> contextlib.AbstractContextManager[Answering]:
+        """An answer comes; `status` is a line on how it stands."""
         ...
+
+    def note(self, text: str) -> None:
+        """A line that is no part of an answer."""
+        ...
+
+
+class PlainAnswer:
+    """An answer that is only written; it ends with a line break."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        self._last = "\n"
+
+    def add(self, text: str) -> None:
+        """Writes it at once."""
+        self._last = text[-1:] or self._last
+        emit(text)
+
+    def note(self, text: str) -> None:
+        """Nothing: what comes of it is told at the end."""
+
+    def pause(self) -> float:
+        """Nothing waits to be shown."""
+        return math.inf
+
+    def end(self) -> None:
+        """The last line is ended."""
+        if self._last != "\n":
+            emit("\n")
 
 
 class TypeAhead:
@@ -48,6 +106,7 @@ class TypeAhead:
     def __init__(self) -> None:
         self._kept = ""
         self._stopped = False
+        self._escape = ""  #: as much as has come of what an arrow or function key sends, which is no text
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def begin(self) -> None:
@@ -57,8 +116,8 @@ class TypeAhead:
     def receive(self, data: bytes) -> bool:
         """Takes keys; True when one of them stops the answer."""
         for char in self._decoder.decode(data):
-            if char == "\x1b":  # an arrow or function key: the rest of it is no text
-                break
+            if self._goes_on(char):
+                continue
             if char in "\x7f\b":
                 self._kept = self._kept[:-1] if self._kept and self._kept[-1] != "\n" else self._kept
             elif char == " " and not self._stopped:
@@ -68,6 +127,22 @@ class TypeAhead:
             elif char.isprintable():
                 self._kept += char
         return self._stopped
+
+    def _goes_on(self, char: str) -> bool:
+        """Whether the character is of a sequence that began with Esc."""
+        before = self._escape
+        if char == "\x1b":
+            self._escape = char
+        elif before == "\x1b" and char in "[O":
+            self._escape += char
+        elif before[1:2] == "[" and not "@" <= char <= "~" and len(before) < _MAX_SEQUENCE:
+            self._escape += char  # parameters of it
+        elif len(before) > 1:
+            self._escape = ""  # its end
+        else:
+            self._escape = ""
+            return False
+        return True
 
     def take_line(self) -> str | None:
         """A whole line that was typed ahead, if there is one."""
@@ -84,7 +159,7 @@ class TypeAhead:
 
 
 class Terminal:
-    """A chat at a terminal, with line editing."""
+    """A chat at a terminal of which nothing is known, with line editing."""
 
     interactive = True
 
@@ -92,17 +167,17 @@ class Terminal:
         self._fd = sys.stdin.fileno()
         self._ahead = TypeAhead()
 
-    def ask(self) -> str | None:
+    def ask(self, begin: str, hints: Hints) -> str | None:
         """The next line, first of those typed ahead. Ctrl-C gives up the line.
 
         Raises:
             BadRequest: the line is not valid text.
         """
-        line = self._ahead.take_line()
+        line = None if begin else self._ahead.take_line()
         if line is not None:
             emit(f"{PROMPT}{line}\n")
             return line
-        with _prefilled(self._ahead.take_rest()), _noticed_signals():
+        with _prefilled(begin or self._ahead.take_rest()), _noticed_signals():
             try:
                 return input(PROMPT)
             except EOFError:
@@ -115,18 +190,28 @@ class Terminal:
                 raise BadRequest("that line is not valid text in this locale") from None
 
     @contextlib.contextmanager
-    def streaming(self) -> Iterator[Watch]:
+    def answering(self, status: Callable[[], str]) -> Iterator[Answering]:
         """Keys come at once and are not echoed."""
         self._ahead.begin()
         with kept_settings(self._fd):
             tty.setcbreak(self._fd, termios.TCSANOW)
-            yield {self._fd: self._on_keys}
+            answer = PlainAnswer({self._fd: lambda: read_keys(self._fd, self._ahead)})
+            try:
+                yield answer
+            finally:
+                answer.end()
 
-    def _on_keys(self) -> bool:
-        data = os.read(self._fd, 1024)
-        if not data:
-            raise SystemExit(128 + signal.SIGHUP)  # the terminal is gone
-        return self._ahead.receive(data)
+    def note(self, text: str) -> None:
+        """On stdout, among the answers."""
+        click.echo(text)
+
+
+def read_keys(fd: int, ahead: TypeAhead) -> bool:
+    """Takes what was typed; True when it stops the answer. Ends the program where the terminal is gone."""
+    data = os.read(fd, 1024)
+    if not data:
+        raise SystemExit(128 + signal.SIGHUP)
+    return ahead.receive(data)
 
 
 class Pipe:
@@ -134,7 +219,7 @@ class Pipe:
 
     interactive = False
 
-    def ask(self) -> str | None:
+    def ask(self, begin: str, hints: Hints) -> str | None:
         """The next line of stdin.
 
         Raises:
@@ -148,16 +233,29 @@ class Pipe:
         except UnicodeDecodeError as error:
             raise BadRequest(f"a line on stdin is not UTF-8: {error}") from None
 
-    def streaming(self) -> contextlib.AbstractContextManager[Watch]:
+    @contextlib.contextmanager
+    def answering(self, status: Callable[[], str]) -> Iterator[Answering]:
         """Nothing to watch."""
-        return contextlib.nullcontext({})
+        answer = PlainAnswer({})
+        try:
+            yield answer
+        finally:
+            answer.end()
+
+    def note(self, text: str) -> None:
+        """On stderr, as stdout is for answers."""
+        click.echo(text, err=True)
 
 
 def open_screen() -> Screen:
-    """A terminal where stdin and stdout are one, else pipes."""
-    if sys.stdin is not None and sys.stdout is not None and sys.stdin.isatty() and sys.stdout.isatty():
+    """Pipes, unless stdin and stdout are a terminal; a plain one where it can't do more."""
+    if sys.stdin is None or sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return Pipe()
+    if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown"):
         return Terminal()
-    return Pipe()
+    from dgnctl.chat_terminal import FullTerminal  # takes a moment, which pipes need not wait for
+
+    return FullTerminal()
 
 
 @contextlib.contextmanager
