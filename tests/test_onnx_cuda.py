@@ -83,7 +83,7 @@ def model_of(case: LlamaCase, dtype: DType, quant: Quant) -> ModelProto:
     """The graph of a whole model for CUDA, with both ends that a span may have."""
     graph = GraphBuilder(cuda_numbers(dtype))
     config = case.config
-    files = SpanFiles(replace(case.load_request(), quant=quant), dtype, ignore)
+    files = SpanFiles(replace(case.load_request(), quant=quant), dtype, ignore, for_cpu=False)
     x = declare_inputs(graph, config.block, has_blocks=True, has_head=True, is_inner=False)
     for number in range(config.n_blocks):
         x = add_block(graph, number, config.blocks[number], files.block(number), x)

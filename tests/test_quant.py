@@ -7,12 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dgn_backends.quant import Scheme, dequantise, empty, quantise, quantise_into
+from dgn_backends.quant import Scheme, dequantise, empty, quantise, quantise_into, regrouped
 from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.tensor import Tensor
 
 F32 = npt.NDArray[np.float32]
 ALL = pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
+IN_GROUPS = pytest.mark.parametrize(
+    "scheme", [scheme for scheme in SCHEMES.values() if scheme.group is not None], ids=str
+)
+ROWS = Scheme(8, None)
 
 
 def _random(out: int, in_features: int, seed: int = 0) -> F32:
@@ -40,8 +44,9 @@ def _error(weight: F32, scheme: Scheme) -> float:
 def test_no_weight_is_further_off_than_its_group_allows(scheme: Scheme, weight: F32) -> None:
     kept = quantise(weight, scheme)
     again = dequantise(kept, weight.shape[1])
+    size = scheme.size(weight.shape[1])
     for group in range(scheme.groups(weight.shape[1])):
-        inside = slice(group * scheme.group, (group + 1) * scheme.group)
+        inside = slice(group * size, (group + 1) * size)
         part = weight[:, inside].astype(np.float64)
         apart = np.square(again[:, inside] - part).sum(axis=1)
         # Never worse than the plain way: the range divided among the codes, rounded.
@@ -49,8 +54,9 @@ def test_no_weight_is_further_off_than_its_group_allows(scheme: Scheme, weight: 
         assert (apart <= part.shape[1] * (step / 2 * 1.01) ** 2 + part.shape[1] * 2.0**-48).all()
 
 
-@ALL
+@IN_GROUPS
 def test_codes_and_scales_lie_as_documented(scheme: Scheme) -> None:
+    assert scheme.group is not None
     weight = _random(3, scheme.group * 2 + 5)
     weight[1, scheme.group :] += 0.03  # so that zero is not in the middle
     kept = quantise(weight, scheme)
@@ -70,8 +76,29 @@ def test_codes_and_scales_lie_as_documented(scheme: Scheme) -> None:
     assert abs(value - weight[row, scheme.group + place]) <= abs(kept.scales[row, group]) * 0.51
 
 
-@ALL
+@pytest.mark.parametrize("in_features", [5, 64, 300])
+def test_a_row_may_be_one_group(in_features: int) -> None:
+    weight = _random(3, in_features)
+    weight[1] += 0.03  # so that zero is not in the middle
+    kept = quantise(weight, ROWS)
+    assert (kept.packed.shape, kept.scales.shape, kept.zeros.shape) == ((3, 1, in_features), (3, 1), (3, 1))
+    values = (kept.packed[:, 0].astype(np.float32) - kept.zeros) * kept.scales
+    assert np.array_equal(values, dequantise(kept, in_features))
+    assert (np.abs(values - weight) <= np.abs(kept.scales) * 0.51).all()
+
+
+@pytest.mark.parametrize("in_features", [5, 128, 300])
+def test_rows_in_groups_are_the_same_weights(in_features: int) -> None:
+    kept = quantise(_random(7, in_features), ROWS)
+    again = regrouped(kept, in_features, 128)
+    assert again.packed.shape == (7, -(-in_features // 128), 128)
+    assert np.array_equal(dequantise(again, in_features), dequantise(kept, in_features))
+    assert not dequantise(again, again.packed.shape[1] * 128)[:, in_features:].any()
+
+
+@IN_GROUPS
 def test_what_fills_up_a_row_is_zero(scheme: Scheme) -> None:
+    assert scheme.group is not None
     weight = _random(4, scheme.group + 1)
     wide = dequantise(quantise(weight, scheme), 2 * scheme.group)
     assert not wide[:, scheme.group + 1 :].any()
@@ -98,8 +125,9 @@ def test_equal_weights_stay_equal(scheme: Scheme, value: float) -> None:
     assert again[0, 0] == pytest.approx(value, rel=1e-3, abs=2.0**-24)
 
 
-@ALL
+@IN_GROUPS
 def test_an_outlier_hurts_its_own_group_only(scheme: Scheme) -> None:
+    assert scheme.group is not None
     weight = _random(2, scheme.group * 3)
     spoiled = weight.copy()
     spoiled[0, 0] = 5.0

@@ -64,7 +64,7 @@ def load_on(
     """The request's span on `device`; `dtype` is that of its edges. Raises as `Backend.load` does."""
     try:
         copier = Copier(device) if device.is_apart else None  # refuses before anything large is read
-        files = SpanFiles(request, device.numbers.rows, progress)
+        files = SpanFiles(request, device.numbers.rows, progress, for_cpu=not device.is_apart)
         segments = Segments(request, files, device)
     except MemoryError as error:
         raise LimitError(

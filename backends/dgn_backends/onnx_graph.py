@@ -6,7 +6,7 @@ their addresses. Knows nothing of blocks or of ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,7 @@ class GraphBuilder:
         self.dtypes: dict[str, DType] = {}  # of the weights that are floats
         self.packed: list[Array] = []
         self._nodes: list[NodeProto] = []
+        self._once: dict[tuple[str, str], tuple[str, ...]] = {}
         self._inputs: dict[str, tuple[GraphType, Sequence[int | str]]] = {}
         self._outputs: dict[str, tuple[GraphType, Sequence[int | str]]] = {}
         self._count = 0
@@ -99,6 +100,20 @@ class GraphBuilder:
         if name not in self.weights:
             self.weights[name] = np.array(values, np.int64)
         return name
+
+    def scalar(self, value: np.generic) -> str:
+        """The name of a constant without dimensions."""
+        name = f"const.{value.dtype}.{value}"
+        self.weights[name] = np.asarray(value)
+        return name
+
+    def once(self, what: str, x: str, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """The names of the values that `make` adds, the first time alone: what layers with the same input `x`
+        share."""
+        key = (what, x)
+        if key not in self._once:
+            self._once[key] = make()
+        return self._once[key]
 
     def node(self, op: str, inputs: Sequence[str], *, domain: str = "", **attributes: Attribute) -> str:
         """Adds a node with one output; the output's name. An empty input is one that is left out."""
@@ -147,7 +162,7 @@ class GraphBuilder:
 
 
 def _is_small(array: Array) -> bool:
-    return array.dtype == np.int64
+    return array.dtype == np.int64 or not array.ndim
 
 
 def _initializer(name: str, array: Array, dtype: DType | None) -> TensorProto:

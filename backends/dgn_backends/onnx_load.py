@@ -11,8 +11,8 @@ from dgn_backends.api import LoadRequest, Progress
 from dgn_backends.errors import ModelError
 from dgn_backends.onnx_block import BlockWeights
 from dgn_backends.onnx_graph import Array
-from dgn_backends.onnx_linear import LinearWeights, PlainLinear, QuantisedLinear
-from dgn_backends.quant import Quantised
+from dgn_backends.onnx_linear import LinearWeights, PerChannelLinear, PlainLinear, QuantisedLinear
+from dgn_backends.quant import Quantised, regrouped
 from dgn_backends.quant_cache import QuantisedFiles
 from dgn_backends.quant_plan import stored_bytes
 from dgn_backends.span import Span
@@ -27,14 +27,19 @@ from dgn_backends.weights import (
     span_tensors,
 )
 
+#: Of weights in whole rows, where kernels want groups.
+_GROUP = 128
+
 
 class SpanFiles:
-    """The tensors of a request's span, floats as the raw bits of `dtype`. Making it checks that all are
-    there, and raises ModelError, naming file and tensor, otherwise."""
+    """The tensors of a request's span, floats as the raw bits of `dtype`; `for_cpu`: its kernels are what
+    computes with them. Making it checks that all are there, and raises ModelError, naming file and tensor,
+    otherwise."""
 
-    def __init__(self, request: LoadRequest, dtype: DType, progress: Progress) -> None:
+    def __init__(self, request: LoadRequest, dtype: DType, progress: Progress, *, for_cpu: bool) -> None:
         self._request = request
         self._dtype = dtype
+        self._for_cpu = for_cpu
         self._files = ModelFiles(request.path)
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
@@ -113,7 +118,12 @@ class SpanFiles:
             return PlainLinear(self._floats(weight), biases)
         quantised = self._quantised.get(weight)
         self._count(weight)
-        return QuantisedLinear(self._shapes[weight][1], quantised, biases)
+        in_features = self._shapes[weight][1]
+        if quantised.scheme.group is None:
+            if self._for_cpu:
+                return PerChannelLinear(quantised, biases)
+            quantised = regrouped(quantised, in_features, _GROUP)
+        return QuantisedLinear(in_features, quantised, biases)
 
     def _floats(self, name: str) -> Array:
         """A tensor in our dtype: the mapped file itself where it has that and is aligned. Raises ModelError

@@ -1,10 +1,11 @@
 """Weights in 4 or 8 bits: groups of a row's weights share a scale and a zero point, chosen for the least
 squared error.
 
-A weight is `(code - zero) * scale`. Groups lie along a row (its inputs). Packed codes, scales and zero points
-lie as ONNX Runtime's MatMulNBits takes them: `packed` u8 [out, groups, group * bits / 8], the low half of a
-byte first; `scales` f32 [out, groups]; `zeros` u8 [out, ceil(groups * bits / 8)], packed like codes. The last
-group of a row is filled up with zeros. Every scale is exact in f16, so that it can be stored as one.
+A weight is `(code - zero) * scale`. Groups lie along a row (its inputs), and may be a whole row. Packed codes,
+scales and zero points lie as ONNX Runtime's MatMulNBits takes them: `packed` u8 [out, groups, group * bits / 8],
+the low half of a byte first; `scales` f32 [out, groups]; `zeros` u8 [out, ceil(groups * bits / 8)], packed like
+codes. The last group of a row is filled up with zeros. Every scale is exact in f16, so that it can be stored as
+one.
 
 Knows nothing of files, models or compute libraries.
 """
@@ -25,30 +26,36 @@ U8 = npt.NDArray[np.uint8]
 
 #: Weights worked on at a time by one thread: their f32 copies stay in a core's cache.
 _CHUNK = 1 << 15
+#: The same of whole rows, of which there must be many at a time: sums over a row run along them.
+_CHUNK_OF_ROWS = 1 << 18
 _TINY = np.float32(2.0**-24)  # the smallest positive f16
 _HUGE = 65504.0  # the largest f16
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """`group` weights share a scale and a zero point; each has `bits` bits."""
+    """`group` weights share a scale and a zero point, or all of a row where it is None (per-channel
+    quantisation); each has `bits` bits."""
 
     bits: int
-    group: int
+    group: int | None
 
     @property
     def top(self) -> int:
         """The largest code."""
         return (1 << self.bits) - 1
 
-    @property
-    def group_bytes(self) -> int:
+    def size(self, in_features: int) -> int:
+        """Weights of a group in rows of `in_features`."""
+        return self.group or in_features
+
+    def group_bytes(self, in_features: int) -> int:
         """Bytes of the codes of a group."""
-        return self.group * self.bits // 8
+        return -(-self.size(in_features) * self.bits // 8)
 
     def groups(self, in_features: int) -> int:
         """Groups of a row of `in_features` weights."""
-        return -(-in_features // self.group)
+        return -(-in_features // self.size(in_features))
 
     def zeros_bytes(self, groups: int) -> int:
         """Bytes of the zero points of a row."""
@@ -57,7 +64,7 @@ class Scheme:
     def n_bytes(self, out: int, in_features: int) -> int:
         """Bytes of a weight [out, in_features]: codes, f32 scales, zero points."""
         groups = self.groups(in_features)
-        return out * (groups * (self.group_bytes + 4) + self.zeros_bytes(groups))
+        return out * (groups * (self.group_bytes(in_features) + 4) + self.zeros_bytes(groups))
 
 
 #: Shares of a group's range that are tried as the range of its codes. The best is then fitted again.
@@ -87,7 +94,7 @@ class Quantised:
 def empty(out: int, in_features: int, scheme: Scheme) -> Quantised:
     """Room for a weight [out, in_features]."""
     groups = scheme.groups(in_features)
-    packed = np.empty((out, groups, scheme.group_bytes), np.uint8)
+    packed = np.empty((out, groups, scheme.group_bytes(in_features)), np.uint8)
     zeros = np.empty((out, scheme.zeros_bytes(groups)), np.uint8)
     return Quantised(packed, np.empty((out, groups), np.float32), zeros, scheme)
 
@@ -110,7 +117,7 @@ def quantise_into(target: Quantised, weight: Tensor, *, threads: int = 1) -> Non
         _quantise_rows(weight.rows(rows.start, rows.stop).to_f32(), target.rows(rows))
 
     out, in_features = weight.shape
-    chunks = _chunks(out, in_features)
+    chunks = _chunks(out, in_features, target.scheme)
     if threads == 1:
         for rows in chunks:
             work(rows)
@@ -125,14 +132,27 @@ def dequantise(weight: Quantised, in_features: int) -> F32:
     out, groups = weight.scales.shape
     result = np.empty((out, in_features), np.float32)
     scheme = weight.scheme
-    for rows in _chunks(out, in_features):
+    for rows in _chunks(out, in_features, scheme):
         codes = unpacked(weight.packed[rows], scheme.bits)
         zeros = unpacked(weight.zeros[rows], scheme.bits)[:, :groups, None]
         values = codes.astype(np.float32)
         values -= zeros
         values *= weight.scales[rows, :, None]
-        result[rows] = values.reshape(-1, groups * scheme.group)[:, :in_features]
+        result[rows] = values.reshape(len(values), -1)[:, :in_features]
     return result
+
+
+def regrouped(weight: Quantised, in_features: int, group: int) -> Quantised:
+    """The same weights in groups of `group`, of 8 bits that were in whole rows: for kernels that take no
+    others."""
+    assert weight.scheme == Scheme(8, None)
+    scheme = Scheme(8, group)
+    target = empty(len(weight.packed), in_features, scheme)
+    target.packed[...] = weight.zeros[:, :, None]  # what fills up the last group stands for 0
+    target.packed.reshape(len(weight.packed), -1)[:, :in_features] = weight.packed[:, 0]
+    target.scales[...] = weight.scales
+    target.zeros[...] = weight.zeros
+    return target
 
 
 def _packed(codes: U8, bits: int) -> U8:
@@ -154,8 +174,9 @@ def unpacked(packed: U8, bits: int) -> U8:
     return codes
 
 
-def _chunks(out: int, in_features: int) -> Iterator[slice]:
-    at_once = max(1, _CHUNK // max(1, in_features))
+def _chunks(out: int, in_features: int, scheme: Scheme) -> Iterator[slice]:
+    chunk = _CHUNK_OF_ROWS if scheme.group is None else _CHUNK
+    at_once = max(1, chunk // max(1, in_features))
     for start in range(0, out, at_once):
         yield slice(start, min(start + at_once, out))
 
@@ -165,11 +186,12 @@ def _quantise_rows(weight: F32, target: Quantised) -> None:
     scheme = target.scheme
     rows, in_features = weight.shape
     groups = scheme.groups(in_features)
-    if in_features != groups * scheme.group:
-        padded = np.zeros((rows, groups * scheme.group), np.float32)
+    size = scheme.size(in_features)
+    if in_features != groups * size:
+        padded = np.zeros((rows, groups * size), np.float32)
         padded[:, :in_features] = weight
         weight = padded
-    x = np.ascontiguousarray(weight.reshape(rows * groups, scheme.group).T)
+    x = np.ascontiguousarray(weight.reshape(rows * groups, size).T)
     zeros, scales = _best(x, scheme)
     codes = _codes(x, scales, zeros, scheme, np.empty_like(x))
     codes += zeros

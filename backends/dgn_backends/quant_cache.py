@@ -163,7 +163,7 @@ def _layout(shape: tuple[int, int], scheme: Scheme) -> tuple[int, int, int, int]
     """Where codes, scales and zero points of a matrix begin, and where the file ends."""
     groups = scheme.groups(shape[1])
     codes = 2 * _PAGE
-    scales = codes + _up(shape[0] * groups * scheme.group_bytes)
+    scales = codes + _up(shape[0] * groups * scheme.group_bytes(shape[1]))
     zeros = scales + _up(shape[0] * groups * 4)
     return codes, scales, zeros, zeros + _up(shape[0] * scheme.zeros_bytes(groups))
 
@@ -176,7 +176,7 @@ def _views(mapped: mmap.mmap, shape: tuple[int, int], scheme: Scheme) -> Quantis
     mapped.madvise(mmap.MADV_DONTNEED)  # what is used of it comes back, most of an embedding never
     codes, scales, zeros, _ = _layout(shape, scheme)
     out, groups = shape[0], scheme.groups(shape[1])
-    packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes, codes)
+    packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes(shape[1]), codes)
     factors: F32 = np.frombuffer(mapped, np.float32, out * groups, scales)
     points: U8 = np.frombuffer(mapped, np.uint8, out * scheme.zeros_bytes(groups), zeros)
     return Quantised(

@@ -2,7 +2,8 @@
 
 The default schemes are no further from the weights than llama.cpp's q4_0 and q8_0, in groups as large as that
 allows: fewer scales are fewer bytes to read, and less work. In 4 bits the matrices that every token passes
-through whole keep the smaller groups. Knows nothing of how weights are quantised, or of files.
+through whole keep the smaller groups. The faster scheme of 8 bits has one scale a row, so that sums are of
+integers from end to end. Knows nothing of how weights are quantised, or of files.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dgn_backends.weights import EMBEDDING, HEAD, Shape, span_tensors
 SCHEMES: Mapping[str, Scheme] = {
     "int8": Scheme(8, 64),
     "int4": Scheme(4, 64),
-    "int8-fast": Scheme(8, 128),
+    "int8-fast": Scheme(8, None),
     "int4-fast": Scheme(4, 128),
 }
 #: That of the embedding, the head and attention's output projection, where it is another.
