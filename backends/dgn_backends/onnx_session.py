@@ -48,13 +48,20 @@ class Place:
     table: RopeTable
 
 
+#: How long a thread that has nothing to do spins before it sleeps: longer than most of the time between two
+#: parallel parts of a run, shorter than another process's turn on the same core.
+_SPIN_US = 30
+
+
 def session_options(threads: int | None) -> ort.SessionOptions:
-    """Options of every session: `threads` of its own, which spin while a run lasts and sleep between runs."""
+    """Options of every session: `threads` of its own, which spin a little while a run lasts and sleep between
+    runs."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     # Weights go to memory of their own, not into an arena that grows by doubling.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # Weights are packed from where they lie, by all threads; by default they are copied first, and by one.
