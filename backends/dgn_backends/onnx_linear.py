@@ -77,6 +77,7 @@ class QuantisedLinear:
         is_mapped = rows == "f32" and not factors.flags.writeable
         scales = graph.floats(f"{name}.scales", factors, rows, is_packed=is_mapped)
         inputs = [x, packed, scales, graph.weight(f"{name}.zeros", self.weight.zeros)]
+        scheme = self.weight.scheme
         if self.bias is not None:
             inputs += ["", graph.floats(f"{name}.bias", self.bias, rows)]
         output = output or f"{name}.out"
@@ -87,8 +88,8 @@ class QuantisedLinear:
             domain=FUSED,
             K=self.in_features,
             N=len(self.weight.packed),
-            bits=self.weight.scheme.bits,
-            block_size=self.weight.scheme.group,
+            bits=scheme.bits,
+            block_size=scheme.size(self.in_features),
             accuracy_level=_INT8_ROWS,
         )
         return output
@@ -101,9 +102,9 @@ _LEAST = np.float32(2.0**-100)  # the scale of a row of zeros; its inverse is a 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PerChannelLinear:
-    """A layer whose weight has 8 bits and a scale for each output; `bias` [out]. For the CPU: rows of the input
-    are quantised to 8 bits, each by itself and with one scale, and their products with the codes are summed as
-    integers. So a row's result is the same bit by bit in any company.
+    """A layer whose weight has 8 bits and a scale for each output; `bias` [out]. For the CPU: rows of the
+    input, which must be finite, are quantised to 8 bits, each by itself and with one scale, and their
+    products with the codes are summed as integers. So a row is the same bit by bit in any company.
 
     The codes are unsigned on both sides. Where a CPU has no instruction for u8 by s8 (VNNI), ONNX Runtime's
     kernel for those adds two products in 16 bits and cuts off what is larger; that for u8 by u8 is exact

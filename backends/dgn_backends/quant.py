@@ -1,11 +1,11 @@
 """Weights in 4 or 8 bits: groups of a row's weights share a scale and a zero point, chosen for the least
 squared error.
 
-A weight is `(code - zero) * scale`. Groups lie along a row (its inputs), and may be a whole row. Packed codes,
-scales and zero points lie as ONNX Runtime's MatMulNBits takes them: `packed` u8 [out, groups, group * bits / 8],
-the low half of a byte first; `scales` f32 [out, groups]; `zeros` u8 [out, ceil(groups * bits / 8)], packed like
-codes. The last group of a row is filled up with zeros. Every scale is exact in f16, so that it can be stored as
-one.
+A weight is `(code - zero) * scale`. Groups lie along a row (its inputs), and may be a whole row. Packed
+codes, scales and zero points lie as ONNX Runtime's MatMulNBits takes them: `packed` u8 [out, groups, group
+* bits / 8], the low half of a byte first; `scales` f32 [out, groups]; `zeros` u8 [out, ceil(groups * bits /
+8)], packed like codes. The last group of a row is filled up with zeros. Every scale is exact in f16, so
+that it can be stored as one.
 
 Knows nothing of files, models or compute libraries.
 """

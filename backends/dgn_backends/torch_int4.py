@@ -88,7 +88,8 @@ class Int4Matrix:
         for first in range(0, len(packed), blocks):
             codes = _unpack(packed[first : first + blocks], self._scheme)
             outputs = slice(first * _BLOCK, first * _BLOCK + codes.shape[1])
-            values = codes.float().sub_(_MIDDLE[self._scheme.bits]).view(len(scales), self._scheme.group, -1)
+            values = codes.float().sub_(_MIDDLE[self._scheme.bits])
+            values = values.view(len(scales), self._scheme.size(self.in_features), -1)
             values.mul_(scales[:, None, outputs]).add_(zeros[:, None, outputs])
             parts.append(x @ values.to(torch.bfloat16).view(self.in_features, -1))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
