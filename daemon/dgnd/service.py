@@ -197,6 +197,7 @@ class NodeService:
                 verified=self.offers.manifests.whole_digest(name) is not None,
                 template=_template_name(model),
                 quant=model.section.quant,
+                digest=self.offers.manifests.whole_digest(name) or "",
             )
             for name, model in self.models.items()
         ]

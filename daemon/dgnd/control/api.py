@@ -118,6 +118,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     verified: bool
     template: str
     quant: str = "none"
+    digest: str = ""  #: of all weights, config and tokenizer; empty: not known here (yet)
 
 
 class BackendInfo(msgspec.Struct, frozen=True):

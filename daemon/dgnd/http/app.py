@@ -14,6 +14,9 @@ from starlette.routing import Route
 from dgnd.errors import BadRequest, DgnError
 from dgnd.http import health
 from dgnd.http.forms import JSON, Endpoint, Form, Handler, House
+from dgnd.http.ollama import answering
+from dgnd.http.ollama import models as ollama_models
+from dgnd.http.ollama.answers import ErrorAnswer
 from dgnd.http.openai import chat, models, texts
 from dgnd.http.openai.errors import answer_of
 from dgnd.http.openai.stream import EVENTS, event
@@ -21,24 +24,32 @@ from dgnd.http.status import NoSuchPath
 
 OPENAI: Final = Form(answer_of, lambda error: (EVENTS, event(answer_of(error))))
 
+OLLAMA: Final = Form(
+    lambda error: ErrorAnswer(error.message),
+    lambda error: (answering.LINES, answering.line(ErrorAnswer(error.message))),
+)
+
 
 def make_app(house: House) -> Starlette:
     """The ASGI application."""
 
-    def get(path: str, handler: Handler, free: bool = False) -> Route:
-        return Route(path, Endpoint(handler, house, OPENAI, free), methods=["GET"])
-
-    def post(path: str, handler: Handler) -> Route:
-        return Route(path, Endpoint(handler, house, OPENAI), methods=["POST"])
+    def at(method: str, path: str, handler: Handler, form: Form = OPENAI, free: bool = False) -> Route:
+        return Route(path, Endpoint(handler, house, form, free), methods=[method])
 
     app = Starlette(
         routes=[
-            get("/health", health.health, free=True),
-            get("/ready", health.ready, free=True),
-            get("/v1/models", models.models),
-            get("/v1/models/{model:path}", models.model),
-            post("/v1/chat/completions", chat.chat),
-            post("/v1/completions", texts.texts),
+            at("GET", "/", health.greeting, free=True),
+            at("GET", "/health", health.health, free=True),
+            at("GET", "/ready", health.ready, free=True),
+            at("GET", "/v1/models", models.models),
+            at("GET", "/v1/models/{model:path}", models.model),
+            at("POST", "/v1/chat/completions", chat.chat),
+            at("POST", "/v1/completions", texts.texts),
+            at("POST", "/api/chat", answering.chat, OLLAMA),
+            at("POST", "/api/generate", answering.generate, OLLAMA),
+            at("GET", "/api/tags", ollama_models.tags, OLLAMA),
+            at("POST", "/api/show", ollama_models.show, OLLAMA),
+            at("GET", "/api/version", ollama_models.version, OLLAMA),
         ],
         exception_handlers={HTTPException: _no_such_place},
     )
@@ -55,5 +66,6 @@ async def _no_such_place(request: Request, error: Exception) -> Response:
         problem: DgnError = BadRequest(f"{what}the method is not allowed here; it takes {allowed}")
     else:
         problem = NoSuchPath(f"{what}there is nothing here; docs/http-api.md has the paths")
-    body = msgspec.json.encode(OPENAI.body(problem))
+    form = OLLAMA if request.url.path.startswith("/api/") else OPENAI
+    body = msgspec.json.encode(form.body(problem))
     return Response(body, error.status_code, error.headers, JSON)

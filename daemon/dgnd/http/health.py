@@ -23,6 +23,11 @@ class Readiness(msgspec.Struct, frozen=True):
     missing: dict[str, str]
 
 
+async def greeting(exchange: Exchange, _desk: Desk) -> None:
+    """For people who open the address, and clients that look whether anything is there."""
+    await exchange.whole(200, "text/plain; charset=utf-8", b"dgnd is running\n", {})
+
+
 async def health(exchange: Exchange, _desk: Desk) -> None:
     """200 as long as the daemon's event loop runs."""
     await json_answer(exchange, Health())

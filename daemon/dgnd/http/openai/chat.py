@@ -12,15 +12,15 @@ from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import answered, json_answer
 from dgnd.http.openai import answers
-from dgnd.http.openai.errors import read_request
 from dgnd.http.openai.params import chat_params
 from dgnd.http.openai.requests import ChatRequest
 from dgnd.http.openai.stream import EventStream, finish_reason, usage
+from dgnd.http.reading import read_body
 
 
 async def chat(exchange: Exchange, desk: Desk) -> None:
     """One request."""
-    request = read_request(await exchange.body(), ChatRequest)
+    request = read_body(await exchange.body(), ChatRequest)
     asked = chat_params(request)
     maker = _Maker(
         identity=f"chatcmpl-{uuid.uuid4().hex}",

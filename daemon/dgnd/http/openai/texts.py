@@ -12,15 +12,15 @@ from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import answered, json_answer
 from dgnd.http.openai import answers
-from dgnd.http.openai.errors import read_request
 from dgnd.http.openai.params import text_params
 from dgnd.http.openai.requests import TextRequest
 from dgnd.http.openai.stream import EventStream, finish_reason, usage
+from dgnd.http.reading import read_body
 
 
 async def texts(exchange: Exchange, desk: Desk) -> None:
     """One request, which may have several prompts."""
-    request = read_request(await exchange.body(), TextRequest)
+    request = read_body(await exchange.body(), TextRequest)
     echoes, asked = text_params(request)
     choices = request.n or 1
     maker = _Maker(

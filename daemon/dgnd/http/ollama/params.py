@@ -1,0 +1,77 @@
+"""A request of Ollama's form as parameters of the engine; None where only a model is to be loaded. Pure."""
+
+from __future__ import annotations
+
+from dgnd.control import api
+from dgnd.errors import BadRequest
+from dgnd.http.ollama.requests import Asked, ChatRequest, GenerateRequest, Message, Options
+
+#: What top_p = 0 means: the likeliest token alone.
+_LEAST_TOP_P = 1e-9
+
+
+def chat_params(request: ChatRequest, model: str) -> api.GenerateParams | None:
+    """Raises BadRequest for what can't be done here."""
+    _refuse_common(request)
+    _refuse(bool(request.tools), f"{model} does not support tools")
+    messages = [_message(message, index) for index, message in enumerate(request.messages or ())]
+    return _params(request, model, messages=messages) if messages else None
+
+
+def generate_params(request: GenerateRequest, model: str) -> api.GenerateParams | None:
+    """Raises BadRequest for what can't be done here."""
+    _refuse_common(request)
+    _refuse(bool(request.suffix), "suffix: text can't be filled in, only continued")
+    _refuse(bool(request.template), "template: the model's own is used; with raw = true, none")
+    _refuse(bool(request.context), "context: it is not supported; /api/chat takes a conversation")
+    _refuse(bool(request.images), "images: only text is understood")
+    if not request.prompt:
+        return None
+    if request.raw:
+        return _params(request, model, prompt=request.prompt, raw=True)
+    return _params(request, model, prompt=request.prompt, system=request.system or None)
+
+
+def _params(
+    request: Asked,
+    model: str,
+    messages: list[api.ChatMessage] | None = None,
+    prompt: str | None = None,
+    system: str | None = None,
+    raw: bool = False,
+) -> api.GenerateParams:
+    options = request.options or Options()
+    wanted = options.num_predict
+    return api.GenerateParams(
+        model=model,
+        messages=messages,
+        prompt=prompt,
+        system=system,
+        raw=raw,
+        max_tokens=wanted if wanted is not None and wanted > 0 else None,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=None if options.top_p is None else max(options.top_p, _LEAST_TOP_P),
+        min_p=options.min_p,
+        repetition_penalty=options.repeat_penalty,
+        presence_penalty=options.presence_penalty,
+        frequency_penalty=options.frequency_penalty,
+        seed=None if options.seed is None else options.seed % 2**64,
+        stop=[options.stop] if isinstance(options.stop, str) else list(options.stop or ()),
+    )
+
+
+def _message(message: Message, index: int) -> api.ChatMessage:
+    _refuse(bool(message.images), f"messages[{index}].images: only text is understood")
+    return api.ChatMessage(message.role, message.content or "")
+
+
+def _refuse_common(request: Asked) -> None:
+    _refuse(bool(request.format), "format: only text is supported")
+    _refuse(request.think not in (None, False), f"{request.model} does not support thinking")
+    _refuse(bool(request.logprobs), "logprobs: they are not supported")
+
+
+def _refuse(refused: bool, why: str) -> None:
+    if refused:
+        raise BadRequest(why)
