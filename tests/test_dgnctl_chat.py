@@ -31,6 +31,7 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaem
     path = tmp_path / "s.sock"
     monkeypatch.setenv("DGN_SOCKET", str(path))
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     with EchoDaemon(path) as running:
         yield running
@@ -252,7 +253,7 @@ def test_ctrl_c_gives_up_a_command_that_hangs(daemon: EchoDaemon) -> None:
 
 def test_the_other_commands(daemon: EchoDaemon) -> None:
     with Person() as person:
-        person.say("help", "/save FILE.csv", "Space or Ctrl-C")
+        person.say("help", "/save FILE", "Space or Ctrl-C")
         person.say("peers", "attic: connected", ADDRESS.replace("0.2", "0.1"))
         person.say("/nonsense", "no command /nonsense")
         person.say("full", "context is full with 2 tokens; type clear")

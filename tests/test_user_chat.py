@@ -41,6 +41,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A directory of the test's own for /save and /load, and a terminal without colours."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("TERM", "dumb")
 
 

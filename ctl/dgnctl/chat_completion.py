@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 
-from dgnctl.chat_line import SLASHED
+from dgnctl.chat_line import COMMANDS
 
 _WITH_FILE = ("save", "load")
 
@@ -30,9 +30,9 @@ class ChatCompleter(Completer):
             return
         command, space, argument = before[1:].partition(" ")
         if not space:
-            for name, about in SLASHED.items():
+            for name, found in COMMANDS.items():
                 if name.startswith(command):
-                    yield Completion(name, -len(command), display=f"/{name}", display_meta=about)
+                    yield Completion(name, -len(command), display=f"/{name}", display_meta=found.about)
         elif command in _WITH_FILE:
             yield from self._paths.get_completions(Document(argument, len(argument)), complete_event)
         else:

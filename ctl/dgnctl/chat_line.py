@@ -8,30 +8,54 @@ from typing import Final
 
 from dgnctl.multiaddress import is_multiaddress
 
-HELP: Final = """\
-help            show this list
-exit            leave; Ctrl-D does too
-peers           list the peers
-connect ADDR    dial a peer at its multiaddress, /ip4/.../tcp/.../p2p/ID
-clear           forget the conversation and start anew
-/save FILE.csv  write the conversation as token ids
-/load FILE.csv  go on from token ids written by /save
+
+@dataclass(frozen=True)
+class Command:
+    """One command: what comes after it, whether it may be left out, and what it does in a few words."""
+
+    argument: str
+    about: str
+    optional: bool = False
+    example: str = ""
+
+
+#: Every command by the name that follows its slash, in the order of the help.
+COMMANDS: Final[dict[str, Command]] = {
+    "help": Command("", "show this list"),
+    "exit": Command("", "leave; Ctrl-D does too"),
+    "peers": Command("", "list the peers"),
+    "connect": Command("ADDR", "dial a peer at /ip4/.../tcp/.../p2p/ID"),
+    "clear": Command("", "forget the conversation and start anew"),
+    "save": Command("FILE", "write the conversation; as token ids for .csv", example="talk.json"),
+    "load": Command("FILE", "go on with what /save wrote", example="talk.json"),
+    "regenerate": Command("", "another answer to the last message"),
+    "edit": Command("TEXT", "change the last message and ask again", optional=True),
+    "system": Command("TEXT", "the system message; alone: show it", optional=True),
+    "set": Command("NAME VALUE", "a setting of sampling; alone: show all", optional=True),
+    "stop": Command("TEXT", "end answers before this text; alone: none", optional=True),
+    "model": Command("NAME", "go on with another model; alone: list them", optional=True),
+    "stats": Command("", "how fast the last answer was"),
+    "route": Command("", "which nodes compute what"),
+}
+#: Those that are commands without a slash too.
+PLAIN: Final = ("help", "exit", "peers", "clear", "connect")
+
+_FOOT: Final = """\
 Space or Ctrl-C stops an answer. Where nodes were lacking for the rest of one,
-an empty line goes on with it.
-Anything else is said to the model.
+an empty line goes on with it. Anything else is said to the model.
 """
 
 
-#: Every command by the name that follows its slash, with a few words for who completes it.
-SLASHED: Final[dict[str, str]] = {
-    "help": "what can be typed",
-    "exit": "leave",
-    "peers": "list the peers",
-    "connect": "dial a peer",
-    "clear": "start anew",
-    "save": "write the conversation to a file",
-    "load": "go on from a file",
-}
+def _help() -> str:
+    lines = []
+    for name, command in COMMANDS.items():
+        shown = name if name in PLAIN else f"/{name}"
+        argument = f"[{command.argument}]" if command.optional else command.argument
+        lines.append(f"{f'{shown} {argument}'.rstrip():<18} {command.about}\n")
+    return "".join(lines) + _FOOT
+
+
+HELP: Final = _help()
 
 
 @dataclass(frozen=True)
@@ -43,14 +67,14 @@ class Say:
 
 @dataclass(frozen=True)
 class Plain:
-    """A command without an argument: help, exit, peers, clear."""
+    """A command with nothing after it."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class WithArgument:
-    """A command with one: connect, save, load."""
+    """A command with something after it."""
 
     name: str
     argument: str
@@ -65,8 +89,7 @@ class Mistake:
 
 Line = Say | Plain | WithArgument | Mistake
 
-_PLAIN: Final = ("help", "exit", "peers", "clear")
-_COMMAND: Final = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+_SLASHED: Final = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
 def parse(line: str) -> Line | None:
@@ -78,24 +101,32 @@ def parse(line: str) -> Line | None:
     text = line.strip()
     if not text:
         return None
-    if text in _PLAIN:
-        return Plain(text)
     word, _, rest = text.partition(" ")
+    if text in PLAIN and text != "connect":
+        return Plain(text)
     if word == "connect" and is_multiaddress(rest.strip()):
         return WithArgument("connect", rest.strip())
-    slashed = _COMMAND.fullmatch(text)
+    slashed = _SLASHED.fullmatch(text)
     if slashed is None:
         return Say(text)
-    name, argument = slashed[1], (slashed[2] or "").strip()
-    if name in _PLAIN and not argument:
-        return Plain(name)
-    if name == "connect":
-        return WithArgument(name, argument) if is_multiaddress(argument) else Mistake(
-            "/connect takes a peer's address, /ip4/ADDRESS/tcp/PORT/p2p/PEER_ID")  # fmt: skip
-    if name in ("save", "load"):
-        return (
-            WithArgument(name, argument) if argument else Mistake(f"/{name} takes a file: /{name} FILE.csv")
+    return _command(slashed[1], (slashed[2] or "").strip()) or Say(text)
+
+
+def _command(name: str, argument: str) -> Line | None:
+    """What a slash began; None where it is rather part of a sentence."""
+    command = COMMANDS.get(name)
+    if command is None or (argument and not command.argument):
+        if len(argument.split()) > 1:
+            return None
+        return Mistake(
+            f"/{name} takes nothing after it"
+            if command
+            else f"there is no command /{name}; type help for those there are"
         )
-    if len(text.split()) <= 2:
-        return Mistake(f"there is no command /{name}; type help for those there are")
-    return Say(text)
+    if name == "connect" and not is_multiaddress(argument):
+        return Mistake("/connect takes a peer's address, /ip4/ADDRESS/tcp/PORT/p2p/PEER_ID")
+    if argument:
+        return WithArgument(name, argument)
+    if command.argument and not command.optional:
+        return Mistake(f"/{name} takes a file: /{name} {command.example}")
+    return Plain(name)

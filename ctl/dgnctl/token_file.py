@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from dgnctl.whole_file import read_bounded, write_whole
 from dgnd.errors import BadRequest
 
-MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_ID: Final = 2**31 - 1
 
 
@@ -19,20 +18,7 @@ def write_ids(path: Path, ids: Sequence[int]) -> None:
     Raises:
         BadRequest: the file can't be written.
     """
-    try:
-        text = ",".join(map(str, ids)) + "\n"
-        if path.exists() and not path.is_file():  # a device or a pipe can't be replaced
-            path.write_text(text, encoding="ascii")
-            return
-        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:  # what was there stays until all of the new is on disk
-            aside.write_text(text, encoding="ascii")
-            aside.replace(path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise BadRequest(f"{path}: can't be written: {error.strerror}") from None
+    write_whole(path, (",".join(map(str, ids)) + "\n").encode("ascii"))
 
 
 def read_ids(path: Path) -> list[int]:
@@ -41,13 +27,7 @@ def read_ids(path: Path) -> list[int]:
     Raises:
         BadRequest: the file can't be read, or holds something else; names the line.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise BadRequest(f"{path}: can't be read: {error.strerror}") from None
-    if len(data) > MAX_BYTES:
-        raise BadRequest(f"{path}: more than {MAX_BYTES} bytes; this is no file of token ids")
+    data = read_bounded(path, "file of token ids")
     ids = []
     for number, line in enumerate(data.split(b"\n"), 1):
         parts = [part.strip() for part in line.strip().rstrip(b",").split(b",")]

@@ -6,6 +6,7 @@ Only gathers and words; decides nothing. Knows nothing of JSON-RPC.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -197,7 +198,7 @@ class NodeService:
                 verified=self.offers.manifests.whole_digest(name) is not None,
                 template=_template_name(model),
                 quant=model.section.quant,
-                digest=self.offers.manifests.whole_digest(name) or "",
+                digest=_whole_digest(model, self.offers.manifests.whole_digest(name)),
             )
             for name, model in self.models.items()
         ]
@@ -344,6 +345,14 @@ def _worker(worker: WorkerHandle, spans: str) -> api.WorkerStatus:
         kv_budget_bytes=worker.stats.kv_budget,
         detail=worker.detail,
     )
+
+
+def _whole_digest(model: LocalModel, weights: str | None) -> str:
+    """Equal where the same token ids lead to the same next ones."""
+    if weights is None:
+        return ""
+    tokenizer = "" if model.manifest is None else model.manifest.tokenizer_digest or ""
+    return hashlib.blake2b(f"{weights} {tokenizer}".encode(), digest_size=16).hexdigest()
 
 
 def _template_name(model: LocalModel) -> str:
