@@ -30,7 +30,7 @@ class HttpNode:
 
     def plain(self, **options: Any) -> httpx.Client:
         """HTTP without a client library's help."""
-        return httpx.Client(base_url=self.url, timeout=WAIT_S, **options)
+        return httpx.Client(base_url=self.url, timeout=WAIT_S, verify=False, **options)
 
     def sessions(self) -> int:
         """Sessions that the daemon has, and their hops here."""

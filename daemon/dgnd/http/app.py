@@ -13,13 +13,16 @@ from starlette.routing import Route
 
 from dgnd.errors import BadRequest, DgnError
 from dgnd.http import health
-from dgnd.http.forms import JSON, Endpoint, Form, Handler, House
+from dgnd.http.desk import Desk
+from dgnd.http.exchange import Exchange
+from dgnd.http.forms import JSON, Endpoint, Form, Handler, House, json_answer
 from dgnd.http.ollama import answering
 from dgnd.http.ollama import models as ollama_models
 from dgnd.http.ollama.answers import ErrorAnswer
 from dgnd.http.openai import chat, models, texts
 from dgnd.http.openai.errors import answer_of
 from dgnd.http.openai.stream import EVENTS, event
+from dgnd.http.openapi import document
 from dgnd.http.status import NoSuchPath
 
 OPENAI: Final = Form(answer_of, lambda error: (EVENTS, event(answer_of(error))))
@@ -41,6 +44,7 @@ def make_app(house: House) -> Starlette:
             at("GET", "/", health.greeting, free=True),
             at("GET", "/health", health.health, free=True),
             at("GET", "/ready", health.ready, free=True),
+            at("GET", "/openapi.json", _document, free=True),
             at("GET", "/v1/models", models.models),
             at("GET", "/v1/models/{model:path}", models.model),
             at("POST", "/v1/chat/completions", chat.chat),
@@ -55,6 +59,11 @@ def make_app(house: House) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
+
+
+async def _document(exchange: Exchange, desk: Desk) -> None:
+    """What there is, for programs."""
+    await json_answer(exchange, document((await desk.service.status()).version))
 
 
 async def _no_such_place(request: Request, error: Exception) -> Response:

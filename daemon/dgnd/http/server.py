@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import trio
 from hypercorn.config import Config as HypercornConfig
@@ -76,8 +74,30 @@ def _listen(address: HttpAddress) -> trio.socket.SocketType:
     return trio.socket.from_stdlib_socket(sock)
 
 
+class _Link:
+    """One connection, and the ASGI application as it has it: knows whether a request runs on it."""
+
+    def __init__(self, stream: trio.SocketStream, app: ASGIFramework) -> None:
+        self.stream, self._app = stream, app
+        self.running = 0
+        self.idle_since = trio.current_time()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One request."""
+        self.running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self.running -= 1
+            self.idle_since = trio.current_time()
+
+    def close(self) -> None:
+        """Ends what reads and writes there, also what hypercorn shields."""
+        self.stream.socket.close()
+
+
 class _Server:
-    """Connections of one listener."""
+    """Connections of one listener, `most` at once."""
 
     def __init__(self, app: ASGIFramework, most: int) -> None:
         config = HypercornConfig()
@@ -86,10 +106,10 @@ class _Server:
         config.keep_alive_timeout = KEEP_ALIVE_S
         config.include_server_header = False
         self._config = config
-        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        self._app = app
         self._context = WorkerContext(None)
         self._most = most
-        self._open: set[trio.SocketStream] = set()
+        self._links: set[_Link] = set()
 
     async def run(self, listener: trio.SocketListener) -> None:
         """Until cancelled; then no connection is left."""
@@ -101,32 +121,38 @@ class _Server:
             listener.socket.close()
 
     async def _close_at_the_end(self) -> None:
-        """Hypercorn shields what it sends; closed sockets end that too."""
         try:
             await trio.sleep_forever()
         finally:
-            for stream in self._open:
-                stream.socket.close()
+            for link in self._links:
+                link.close()
+
+    def _room(self) -> bool:
+        """Whether another connection may be had; of those on which nothing runs, the oldest gives way."""
+        if len(self._links) < self._most:
+            return True
+        idle = [link for link in self._links if not link.running]
+        if not idle:
+            return False
+        oldest = min(idle, key=lambda link: link.idle_since)
+        self._links.discard(oldest)
+        oldest.close()
+        return True
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        if len(self._open) >= self._most:
-            log.warning("refused a client of the HTTP API: %d are connected", len(self._open))
+        if not self._room():
+            log.warning("refused a client of the HTTP API: on %d connections requests run", self._most)
             await trio.aclose_forcefully(stream)
             return
-        with self._held(stream):
-            tls_or_not = cast("trio.SSLStream[trio.SocketStream]", stream)  # it looks which
-            server = TCPServer(self._app, self._config, self._context, ConnectionState({}), tls_or_not)
-            try:
-                await server.run()
-            except Exception:  # one connection must not end the daemon
-                log.exception("a connection of the HTTP API failed by a fault")
-            finally:
-                stream.socket.close()
-
-    @contextmanager
-    def _held(self, stream: trio.SocketStream) -> Iterator[None]:
-        self._open.add(stream)
+        link = _Link(stream, self._app)
+        self._links.add(link)
+        app = wrap_app(cast(ASGIFramework, link), self._config.wsgi_max_body_size, "asgi")
+        tls_or_not = cast("trio.SSLStream[trio.SocketStream]", stream)  # it looks which
+        server = TCPServer(app, self._config, self._context, ConnectionState({}), tls_or_not)
         try:
-            yield
+            await server.run()
+        except Exception:  # one connection must not end the daemon
+            log.exception("a connection of the HTTP API failed by a fault")
         finally:
-            self._open.discard(stream)
+            self._links.discard(link)
+            link.close()

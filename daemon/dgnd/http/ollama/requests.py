@@ -29,7 +29,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Int64 | None = None
-    stop: Annotated[list[StopText], Meta(max_length=16)] | StopText | None = None
+    stop: StopText | Annotated[list[StopText], Meta(max_length=16)] | None = None
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):

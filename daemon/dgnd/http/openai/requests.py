@@ -73,10 +73,22 @@ ManyTokenIds = Annotated[list[TokenIds], Meta(min_length=1)]
 Texts = Annotated[list[str], Meta(min_length=1)]
 
 
+#: What the types of msgspec can't say: texts, token ids, or arrays of token ids.
+_IDS = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}}
+_PROMPT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"type": "string"}},
+        _IDS,
+        {"type": "array", "minItems": 1, "items": _IDS},
+    ]
+}
+
+
 class TextRequest(Settings, frozen=True, kw_only=True):
     """`POST /v1/completions`."""
 
-    prompt: str | list[Any]  #: texts, token ids, or arrays of token ids
+    prompt: Annotated[str | list[Any], Meta(extra_json_schema=_PROMPT)]
     echo: bool | None = None
     suffix: str | None = None
     best_of: int | None = None
