@@ -6,18 +6,14 @@ The origin's half of the protocol in time; what is sent when is `OriginSession`'
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import trio
 
 from dgnd.driver_host import DriverHost
 from dgnd.errors import (
     Cancelled,
     DgnError,
     Draining,
-    LimitError,
     NotReady,
     NotYet,
     PeerError,
@@ -31,6 +27,8 @@ from dgnd.errors import (
     error_from,
 )
 from dgnd.exactness import Line
+from dgnd.inbox import Inbox
+from dgnd.kv_room import KvRoom, least_room
 from dgnd.lineage import Lineage
 from dgnd.patience import LOOK_S, Patience
 from dgnd.session import OriginSession, RouteHop
@@ -55,8 +53,6 @@ from dgnd.wire.messages import (
 CANCEL_TIMEOUT_S = 2.0
 #: Without any progress of a step for this long the hops of the route are given up.
 STEP_TIMEOUT_S = 120.0
-#: Frames of one session that may wait for it here; credits keep an honest hop far below.
-MAX_WAITING = 1024
 #: Positions of a prompt in one step.
 MAX_CHUNK = 128
 
@@ -80,7 +76,6 @@ class SessionDriver:
 
     def __init__(self, session: OriginSession, host: DriverHost, lease_s: float) -> None:
         self.session = session
-        self.broken: DgnError | None = None  #: why the hops can't be used as they are
         self.dead: set[int] = set()  #: hops of the route whose KV is gone, or can't be reached
         self.sound: set[int] = set()  #: hops that got everything that was sent, as long as they live
         self.lineage = Lineage()  #: how what the hops hold was computed
@@ -94,8 +89,13 @@ class SessionDriver:
         self.lease_s = lease_s
         self._laid = False
         self._silence = Silence(host.patience_s)
-        self._kv_room: tuple[int, int, str] | None = None  # positions and bytes that fit, and where
-        self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
+        self._kv_room: KvRoom | None = None
+        self._inbox = Inbox()
+
+    @property
+    def broken(self) -> DgnError | None:
+        """Why the hops can't be used as they are."""
+        return self._inbox.broken
 
     # --- news from the hops
 
@@ -143,10 +143,8 @@ class SessionDriver:
         self.fail(error)
 
     def _queue(self, hop: RouteHop, message: PeerMessage) -> None:
-        if self._send.statistics().current_buffer_used >= MAX_WAITING:
+        if not self._inbox.put(message):
             self.fail(ProtocolError(f"{self.place(hop)} sends answers that nobody asked for"))
-        elif self.broken is None:
-            self._send.send_nowait(message)
 
     def peer_down(self, peer: str, why: str) -> None:
         """A peer is gone; it matters if it is on the route."""
@@ -157,9 +155,7 @@ class SessionDriver:
 
     def fail(self, error: DgnError) -> None:
         """The hops can't be used any more; whoever waits is told."""
-        if self.broken is None:
-            self.broken = error
-            self._send.send_nowait(Failure(kind=error.kind, message=error.message))
+        self._inbox.fail(error)
 
     def _reported(self, hop: RouteHop, message: Failure) -> DgnError:
         """What `hop` reported, named by who failed: a lost neighbour is not the fault of who noticed it."""
@@ -218,8 +214,8 @@ class SessionDriver:
                 self.reserve.append(hop)
             else:
                 self.close_hop(hop)
-        self.broken, self._laid = None, False
-        self._send, self._receive = trio.open_memory_channel[PeerMessage](math.inf)
+        self._laid = False
+        self._inbox.open()
         self.session.set_route(route)
         known = {hop.hop for hop in self.hops}
         self.dead &= known
@@ -243,31 +239,12 @@ class SessionDriver:
 
     def note_rooms(self, opened: Mapping[int, HopOpened]) -> None:
         """Remembers which of the hops just opened can hold least."""
-        self._kv_room = min(
-            (
-                (said.kv_positions, said.kv_budget, self.place(hop))
-                for hop in self.session.route
-                for said in [opened[hop.hop]]
-                if said.kv_positions is not None
-            ),
-            default=None,
-        )
+        self._kv_room = least_room((self.place(hop), opened[hop.hop]) for hop in self.session.route)
 
     def room_for(self, prompt: int) -> int | None:
         """How many tokens may follow a prompt of so many positions on the hops that are open; None where no
-        hop knows a bound. Raises LimitError where its KV can never fit, before anything is computed."""
-        if self._kv_room is None:
-            return None
-        fitting, budget, where = self._kv_room
-        if prompt > fitting:
-            raise LimitError(
-                f"the prompt has {prompt:,} tokens; the KV cache of {where} holds {fitting:,} in its "
-                f"{budget:,} bytes; shorten the prompt, or raise kv_bytes in [models.NAME] there",
-                prompt_tokens=prompt,
-                positions=fitting,
-                budget=budget,
-            )
-        return fitting - prompt + 1  # the last token is never sent through the model
+        hop knows a bound. Raises LimitError where its KV can never fit."""
+        return None if self._kv_room is None else self._kv_room.after(prompt)
 
     def close(self) -> None:
         """Frees the hops, wherever they are; those that are gone don't mind."""
@@ -354,7 +331,7 @@ class SessionDriver:
         except DgnError:
             return  # told to the next turn by self.broken
         if waiting:
-            self.broken = PeerError("a hop did not say where it stopped")
+            self.fail(PeerError("a hop did not say where it stopped"))
         elif interrupted or min(lengths) < self.session.sent:
             self.session.hops_stopped_at(lengths)
 
@@ -378,23 +355,12 @@ class SessionDriver:
         Meanwhile the hops are looked after, so that one that hangs is found. The caller renews `patience`
         where what came was what it waits for.
         """
-        while not patience.is_over:
-            message, began = None, trio.current_time()
-            with trio.move_on_after(patience.slice_s) as slept:
-                message = await self._receive.receive()
-                if self.broken is not None:
-                    raise self.broken
-            waited = patience.slice_s if slept.cancelled_caught else trio.current_time() - began
-            if patience.spend(min(waited, patience.slice_s)):
-                self._silence.wait(LOOK_S)
-                self._look_after_hops()
-            if message is not None:
-                return message
-        return None
+        return await self._inbox.next(patience, self._look_after_hops)
 
     def _look_after_hops(self) -> None:
         """Connections to them are looked at here; each hop looks at its worker and the connection onward. One
         that does not say that it will is passed over."""
+        self._silence.wait(LOOK_S)
         for hop, waited in self._silence.silent(self.session.route):
             self.dead.add(hop.hop)
             self.host.suspect(hop.peer)
