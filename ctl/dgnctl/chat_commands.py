@@ -42,7 +42,9 @@ def _clear(chat: Conversation, _: str) -> None:
     chat.talk.clear()
     chat.synced = True
     chat.state.used = 0
-    chat.screen.note("(the conversation is forgotten)")
+    before = chat.kept.ended() if chat.kept is not None else ""
+    where = f"; 'dgnctl chats rm {before}' removes what is kept of it" if before else ""
+    chat.screen.note(f"(the conversation is forgotten{where})")
 
 
 # --- files
@@ -79,11 +81,15 @@ def _load(chat: Conversation, argument: str) -> None:
         talk = Talk(chat.talk.params)
         talk.go_on_from(ids)
         _adopt(chat, talk)
+        if chat.kept is not None:
+            chat.kept.ended()
         chat.screen.note(f"({len(ids)} token ids read from {path}; the conversation goes on from there)")
         return
     found = read_chat(path)
     chat.look_at_models()
     take_up(chat, found, str(path))
+    if chat.kept is not None:
+        chat.kept.ended()
     chat.screen.note(
         f"({len(found.messages)} messages read from {path}; the conversation goes on from there)"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import click
 
@@ -32,10 +32,24 @@ _WORDS: Final = {"set": [f"{name} " for name in SETTINGS]}
 Commands = Callable[["Conversation", str, str], None]
 
 
+class Kept(Protocol):
+    """Where the conversation is kept."""
+
+    def changed(self, chat: Conversation) -> None:
+        """Something was answered."""
+        ...
+
+    def ended(self) -> str:
+        """Another one begins; returns under which id the old one is kept, or nothing."""
+        ...
+
+
 class Conversation:
     """Errors of a turn are shown in a line, and the chat goes on."""
 
-    def __init__(self, link: Link, screen: Screen, talk: Talk, commands: Commands) -> None:
+    def __init__(
+        self, link: Link, screen: Screen, talk: Talk, commands: Commands, kept: Kept | None = None
+    ) -> None:
         self.link = link
         self.screen = screen
         self.talk = talk
@@ -45,6 +59,7 @@ class Conversation:
         self.begin_with = ""  #: the next line, to be changed
         self.editing = False  #: what is said next takes the place of the last exchange
         self.synced = True  #: dgnd's session holds the conversation's token ids
+        self.kept = kept
         self._commands = commands
         self._cut_off = False  #: nodes were lacking in the middle of the last answer
         self._unanswered: str | None = None  #: what was said, where they were lacking before it began
@@ -215,7 +230,10 @@ class Conversation:
         self.state.end(result)
         self.talk.answered(text, result)
         self.synced, self.last = True, result
-        return self._after(result)
+        go_on = self._after(result)
+        if self.kept is not None:
+            self.kept.changed(self)
+        return go_on
 
     def _after(self, result: api.GenerateResult) -> bool:
         if result.finish_reason == "cancelled":

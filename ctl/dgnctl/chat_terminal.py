@@ -12,6 +12,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Final
 
 from prompt_toolkit import PromptSession
@@ -19,7 +20,7 @@ from prompt_toolkit.application import get_app
 from prompt_toolkit.enums import DEFAULT_BUFFER
 from prompt_toolkit.filters import Condition, has_focus, is_searching
 from prompt_toolkit.formatted_text import AnyFormattedText
-from prompt_toolkit.history import History, InMemoryHistory
+from prompt_toolkit.history import FileHistory, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.styles import Style
 
@@ -41,7 +42,7 @@ class FullTerminal:
 
     interactive = True
 
-    def __init__(self, history: History | None = None) -> None:
+    def __init__(self, history: Path | None = None) -> None:
         self._fd = sys.stdin.fileno()
         self._ahead = TypeAhead()
         self._hints = Hints()
@@ -50,7 +51,7 @@ class FullTerminal:
             key_bindings=_keys(),
             completer=ChatCompleter(lambda: self._hints.words),
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
-            history=history or InMemoryHistory(),
+            history=FileHistory(history) if history else InMemoryHistory(),
             bottom_toolbar=self._toolbar,
             prompt_continuation=_continuation,
             style=_STYLE,

@@ -21,6 +21,7 @@ EXIT_STDOUT_CLOSED: Final = 141
 #: Each subcommand: where it is, and its line in the help.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "chat": ("dgnctl.chat:chat", "Chat with the model in this terminal."),
+    "chats": ("dgnctl.chats:chats", "List, show, remove or export kept conversations."),
     "run": ("dgnctl.run:run", "Answer one prompt and end."),
     "status": ("dgnctl.status:status", "Show the node, its workers and sessions, and what is missing."),
     "peers": ("dgnctl.peers:peers", "List the peers, or with --refused who was turned away."),

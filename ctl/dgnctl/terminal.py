@@ -16,6 +16,7 @@ import termios
 import tty
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn, Protocol
 
@@ -247,15 +248,16 @@ class Pipe:
         click.echo(text, err=True)
 
 
-def open_screen() -> Screen:
-    """Pipes, unless stdin and stdout are a terminal; a plain one where it can't do more."""
+def open_screen(history: Callable[[], Path | None]) -> Screen:
+    """Pipes, unless stdin and stdout are a terminal; a plain one where it can't do more. `history` gives the
+    file for what is typed, if it is to be kept."""
     if sys.stdin is None or sys.stdout is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
         return Pipe()
     if os.environ.get("TERM", "").lower() in ("", "dumb", "unknown"):
         return Terminal()
     from dgnctl.chat_terminal import FullTerminal  # takes a moment, which pipes need not wait for
 
-    return FullTerminal()
+    return FullTerminal(history())
 
 
 @contextlib.contextmanager
