@@ -69,6 +69,7 @@ class TestNode:
     extra_env: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     before: Sequence[str] = ()  #: what its command begins with: another network, say
+    pass_fds: Sequence[int] = ()  #: what its process inherits
 
     @property
     def socket(self) -> Path:
@@ -100,6 +101,7 @@ class TestNode:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **self.extra_env},
+                pass_fds=self.pass_fds,
             )
 
     def ctl(

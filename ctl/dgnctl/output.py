@@ -99,6 +99,17 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "
     return "\n".join(out) + "\n"
 
 
+def wrapped(text: str, indent: str = "") -> str:
+    """A sentence in lines that fit the width."""
+    import textwrap  # `dgnctl --help` does without
+
+    filled = textwrap.fill(
+        printable(text).replace("\n", " "), width() - 1, initial_indent=indent, subsequent_indent=indent,
+        break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
+    return filled + "\n"
+
+
 def size(count: int) -> str:
     """Bytes as people read them."""
     if count < 1000:

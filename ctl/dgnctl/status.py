@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from dgnctl.options import connect_client, json_option, socket_option
-from dgnctl.output import emit, emit_json, size, table
+from dgnctl.output import emit, emit_json, size, table, wrapped
 from dgnctl.speeds import speed_table
 from dgnd.control.api import RouteHop, Status
 
@@ -27,7 +27,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
 def describe(found: Status) -> str:
     """For people, in 80 columns."""
     parts = [
-        f"{found.name}: {found.state} (dgnd {found.version}, pid {found.pid})\npeer id {found.peer_id}\n"
+        f"{found.name}: {found.state} (dgnd {found.version}, pid {found.pid})\n"
+        + (wrapped(found.why, "  ") if found.why else "")
+        + f"peer id {found.peer_id}\n"
     ]
     if found.workers:
         rows = [

@@ -93,20 +93,20 @@ class Drain:
         self._tell()
 
     async def _work(self, patience: trio.CancelScope, done: trio.Event) -> None:
-        begun, busy = trio.current_time(), self._left()
+        begun, busy = trio.current_time(), self.left()
         log.info("draining: %s to be handed over or ended", counted(busy, "session"))
         patience.deadline = begun + max(self.drain_s - END_S, self.drain_s / 2)
         with patience:
-            await wait_while(self._left)
+            await wait_while(self.left)
         if self.state == "draining" and patience is self._patience:
-            ended = self._left()
+            ended = self.left()
             await self._end_rest()
             self._result = Drained(max(busy - ended, 0), ended)
             self._set("drained")
             log.info("drained in %.1f s; cut off: %s", trio.current_time() - begun, counted(ended, "session"))
         done.set()
 
-    def _left(self) -> int:
+    def left(self) -> int:
         """Sessions that still run: those with a hop here, and this node's own answers."""
         foreign = {(hop.ticket.key.origin, hop.ticket.key.session) for hop in self._hops.foreign()}
         return len(foreign) + sum(item.busy for item in self._engine.conversations)

@@ -39,6 +39,7 @@ from dgnd.postoffice import PostOffice
 from dgnd.reload import Reloader, ReloadHost
 from dgnd.replacing import Replacing
 from dgnd.service import NodeService
+from dgnd.standing import Standing
 from dgnd.suspects import Suspects
 from dgnd.wire.messages import (
     Alive,
@@ -173,6 +174,7 @@ class Node:
             ),
             loaded,
         )
+        self.standing = Standing(self.models, self.offers, self.engine, self.hops, self.drain, self.chooser)
         self.service = NodeService(
             version=who.version,
             names=self.names,
@@ -185,6 +187,7 @@ class Node:
             drainer=self.drain,
             reloader=self.reloader,
             chooser=self.chooser,
+            standing=self.standing,
             stop=self.stop,
         )
 
@@ -334,12 +337,15 @@ class Node:
             self.drain.hurry()
         self.stop_requested.set()
 
-    async def run(self) -> None:
+    async def run(self, load_after_s: float = 0.0) -> None:
         """Runs until `stop`; then hands over, says goodbye, and everything it started is gone when it
-        returns."""
+        returns. `load_after_s`: how long it waits before it loads anything."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.background.run)
             await nursery.start(self.network.run)
+            if load_after_s:
+                with trio.move_on_after(load_after_s):
+                    await self.stop_requested.wait()
             for model in self.models.values():
                 self._serve(model)
                 if model.worker is not None:
@@ -347,7 +353,7 @@ class Node:
             self.background.start(self._sweep)
             self.background.start(self.chooser.run)
             self.background.start(self._say_figures)
-            self.service.started = True
+            self.standing.started = True
             await self.stop_requested.wait()
             self.drain.begin()
             await self.drain.finished()

@@ -27,6 +27,35 @@ def notify(state: str, environ: Mapping[str, str] = os.environ) -> bool:
     return True
 
 
+def is_asked(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a service manager wants to know."""
+    return environ.get("NOTIFY_SOCKET", "").startswith(("/", "@"))
+
+
+def watchdog_s(environ: Mapping[str, str] = os.environ) -> float | None:
+    """How long the service manager waits for `alive` before it takes the daemon for hung; None: it does
+    not."""
+    text, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
+    if not text.isdigit() or int(text) == 0 or pid not in ("", str(os.getpid())):
+        return None
+    return int(text) / 1e6
+
+
+def alive() -> bool:
+    """Feeds the watchdog."""
+    return notify("WATCHDOG=1")
+
+
+def longer(within_s: float) -> bool:
+    """What is under way needs up to `within_s` from now, whatever was granted."""
+    return notify(f"EXTEND_TIMEOUT_USEC={round(within_s * 1e6)}")
+
+
+def reloading(now_s: float) -> bool:
+    """The configuration is read again; `ready` ends that. `now_s`: by the monotonic clock."""
+    return notify(f"RELOADING=1\nMONOTONIC_USEC={round(now_s * 1e6)}")
+
+
 def ready(status: str) -> bool:
     """The daemon answers requests; `status` is one line for `systemctl status`."""
     return notify(f"READY=1\nSTATUS={_one_line(status)}")

@@ -37,6 +37,7 @@ from dgnd.peer_notes import away_notes, who_should_serve
 from dgnd.probe.prober import Prober
 from dgnd.reload import Reloader
 from dgnd.speed_view import figures, node_figures, trips_of
+from dgnd.standing import Standing
 from dgnd.workers import WorkerHandle
 
 
@@ -55,8 +56,8 @@ class NodeService:
     drainer: Drain
     reloader: Reloader
     chooser: Chooser
+    standing: Standing
     stop: Callable[[], None]
-    started: bool = False
     prober: Prober = field(default_factory=Prober)
 
     @property
@@ -68,19 +69,7 @@ class NodeService:
 
     def state(self) -> api.NodeState:
         """One word for how the node is."""
-        if self.engine.stopping:
-            return "draining"
-        if self.drainer.state:
-            return self.drainer.state
-        if not self.started:
-            return "starting"
-        workers = [model.worker for model in self.models.values() if model.worker is not None]
-        if self.chooser.waits or any(worker.state in ("starting", "loading") for worker in workers):
-            return "loading"
-        if any(model.manifest is None and not model.problem for model in self.models.values()):
-            return "loading"
-        whole = all(not self.offers.missing(model) for model in self.models.values())
-        return "ready" if whole and all(worker.ready for worker in workers) else "degraded"
+        return self.standing.state()
 
     async def status(self) -> api.Status:
         """The node, its workers, sessions, and what is missing."""
@@ -90,6 +79,7 @@ class NodeService:
             peer_id=self.me,
             name=self.names.my_name,
             state=self.state(),
+            why=self.standing.why(),
             workers=[
                 _worker(worker, spans) for model in self.models.values() for worker, spans in _workers(model)
             ],

@@ -101,6 +101,7 @@ class Status(msgspec.Struct, frozen=True):
     hops: int = 0  #: open here, of all sessions
     journal_bytes: int = 0  #: kept of results that they passed on
     speeds: list[NodeFigures] = []  #: of everybody whose offers can be used
+    why: str = ""  #: what the node serves, or why it doesn't, in one line
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -22,8 +22,9 @@ _BACKLOG = 64
 
 
 @contextlib.contextmanager
-def control_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening Unix socket at `path`, mode 0660, while the context lasts.
+def control_socket(path: Path, given: socket.socket | None = None) -> Iterator[socket.socket]:
+    """A listening Unix socket at `path`, mode 0660, while the context lasts. `given`: the one that listens
+    there already, which is somebody else's to make and to remove.
 
     Raises:
         AlreadyRunning: a living daemon has it; names its pid.
@@ -32,6 +33,10 @@ def control_socket(path: Path) -> Iterator[socket.socket]:
     path = path.absolute()
     lock = LockFile.acquire(path.with_name(path.name + ".lock"), f"the control socket {path}")
     try:
+        if given is not None:
+            with given:
+                yield given
+            return
         listener = _bind(path)
         try:
             mine = os.stat(path)  # noqa: PTH116 - both ends of the comparison below alike

@@ -1,13 +1,14 @@
 """The control socket: accepts clients, at most so many at once, and serves each until it hangs up.
 
-Who may connect is the socket file's mode (0660); who may listen is the lock beside it. Knows nothing of
-methods.
+Who may connect is the socket file's mode (0660) and what the kernel says of the client; who may listen is
+the lock beside it. Knows nothing of methods.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import socket
 from pathlib import Path
 from typing import Final
 
@@ -15,9 +16,10 @@ import trio
 
 from dgnd.control.connection import Connection
 from dgnd.control.listener import control_socket
+from dgnd.control.peer_credentials import check_peer
 from dgnd.control.service import ControlService
 from dgnd.control.ties import Ties
-from dgnd.errors import NoRoomNow
+from dgnd.errors import NoRoomNow, SocketDenied
 
 log = logging.getLogger("dgnd.control")
 
@@ -28,10 +30,14 @@ _OUT_OF_FILES_PAUSE_S: Final = 0.1
 
 
 async def serve_control(
-    path: Path, service: ControlService, *, task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED
+    path: Path,
+    service: ControlService,
+    given: socket.socket | None = None,
+    *,
+    task_status: trio.TaskStatus[Path] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serves `service` on a Unix socket at `path` until cancelled; then tells the clients, and removes the
-    socket.
+    socket. `given`: the one that listens there already; it stays.
 
     `task_status` is started with the path once clients can connect.
 
@@ -40,7 +46,7 @@ async def serve_control(
         ConfigError: the socket can't be created there.
     """
     ties = Ties(service)
-    with control_socket(path) as sock:
+    with control_socket(path, given) as sock:
         listener = trio.socket.from_stdlib_socket(sock)
         async with trio.open_nursery() as nursery:
             task_status.started(path)
@@ -54,7 +60,14 @@ async def serve_control(
                     clients -= 1
 
             while True:
-                connection = Connection(await _accept(listener), service, ties)
+                client = await _accept(listener)
+                connection = Connection(client, service, ties)
+                try:
+                    check_peer(client, path)
+                except SocketDenied as error:
+                    log.warning("refused a client of the control socket: %s", error.message)
+                    nursery.start_soon(connection.turn_away, error)
+                    continue
                 if clients >= MAX_CONNECTIONS:
                     log.warning("refused a client of the control socket: %d are connected", clients)
                     reason = f"{MAX_CONNECTIONS} clients are connected to dgnd; close one"

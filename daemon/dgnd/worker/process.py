@@ -102,6 +102,7 @@ class WorkerProcess:
             what = "nothing of it moved while it loaded"
             with LoadWatch(lambda: self._hung(label, what)) as watch:
                 self._worker = worker = SpanWorker(request, Progress(self._outlet, watch))
+                worker.self_test()
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
                 self._outlet.send([Frame(Loaded(spans=worker.loaded(), device=request.device))])
                 what = f"a batch took more than {HUNG_S:.0f} s"

@@ -38,6 +38,7 @@ from dgnd.wire.messages import (
     StepFrame,
     TokenFrame,
 )
+from dgnd.worker.first_step import test_step
 from dgnd.worker.joined import by_hop, cut, joined_inputs, positions, step_of
 from dgnd.worker.kv_budget import AUTOMATIC_SHARE, KVBudget
 from dgnd.worker.plugin import Plugin, checked, is_finite
@@ -82,6 +83,12 @@ class SpanWorker:
             )
             for runner in self.runners
         )
+
+    def self_test(self) -> None:
+        """One step through each span, as a session would have it: whoever says that it is loaded has
+        computed. Raises what the step failed with."""
+        for runner in self.runners:
+            test_step(runner.span, runner.dtype, self.config, self.run)
 
     def kv_bytes(self) -> int:
         """KV bytes held now."""

@@ -1,0 +1,63 @@
+"""A listening control socket that the service manager opened and passed on: sd_listen_fds(3).
+
+Knows nothing of what is served on it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Final
+
+from dgnd.errors import ConfigError
+
+_FIRST_FD: Final = 3
+#: What it is called where several are passed: the name of its unit, or FileDescriptorName= there.
+NAMES: Final = ("dgnd.socket", "control")
+
+
+def inherited_socket(environ: MutableMapping[str, str] = os.environ) -> socket.socket | None:
+    """The socket, or None where none was passed. Takes what says so out of `environ`, so that no child takes
+    it for its own.
+
+    Raises:
+        ConfigError: what was passed is no listening Unix socket, or it is not clear which one is meant.
+    """
+    pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
+    if pid != str(os.getpid()) or not count.isdigit() or int(count) == 0:
+        return None
+    fds = range(_FIRST_FD, _FIRST_FD + int(count))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    named = [fd for fd, name in zip(fds, names.split(":"), strict=False) if name in NAMES]
+    chosen = named if named else list(fds)
+    if len(chosen) != 1:
+        raise ConfigError(
+            f"the service manager passed {count} sockets, {names or 'without names'}: one is needed, or one "
+            f"that is named {' or '.join(NAMES)}"
+        )
+    sock = socket.socket(fileno=chosen[0])
+    if (
+        sock.family != socket.AF_UNIX
+        or sock.type != socket.SOCK_STREAM
+        or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    ):
+        raise ConfigError(
+            f"the service manager passed {sock!r} as control socket: dgnd needs a listening Unix stream "
+            "socket, so Accept=no and ListenStream=/a/path in the socket unit"
+        )
+    return sock
+
+
+def path_of(sock: socket.socket) -> Path:
+    """Where clients find it.
+
+    Raises:
+        ConfigError: nowhere.
+    """
+    name = sock.getsockname()
+    if not isinstance(name, str) or not name.startswith("/"):
+        raise ConfigError("the control socket that the service manager passed has no path; name one there")
+    return Path(name)
