@@ -192,6 +192,13 @@ class EchoService:
     async def drain(self, params: api.DrainParams) -> api.Drained:
         return api.Drained("ready", 0, 0) if params.undo else api.Drained("drained", 2, 1)
 
+    async def pause(self, params: api.PauseParams) -> api.Paused:
+        end = "" if params.seconds is None else f" for {params.seconds:g} s"
+        return api.Paused("paused", f"it is paused by its user{end}", left=1, closed=0)
+
+    async def resume(self) -> api.Resumed:
+        return api.Resumed("loading", was_paused=True)
+
     async def reload(self) -> api.Reloaded:
         return api.Reloaded(["new peer attic"], ["node.listen"])
 

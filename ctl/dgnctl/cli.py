@@ -32,6 +32,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "backends": ("dgnctl.backends:backends", "List the installed backends, and what is wrong with them."),
     "cache": ("dgnctl.cache:cache", "List or forget what sessions keep in memory."),
     "drain": ("dgnctl.drain:drain", "Hand over the node's sessions, and begin no new ones."),
+    "pause": ("dgnctl.pause:pause", "Compute nothing here for a while, and give the memory back."),
+    "resume": ("dgnctl.pause:resume", "End a pause: load and serve again."),
     "reload": ("dgnctl.reload:reload", "Have dgnd take its changed configuration."),
     "bench": ("dgnctl.bench:bench", "Measure how fast a model runs on this machine."),
     "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),

@@ -99,3 +99,62 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, control: _Control, rest
         nursery.start_soon(supervision.run)
         nursery.start_soon(_forget_failures, supervision, restarts)
         await node.run(delay_s)
+        nursery.cancel_scope.cancel()
+    log.info("stopped")
+
+
+async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -> None:
+    """The HTTP API. What it needs is imported here alone: a daemon without it neither has nor loads that."""
+    try:
+        from dgnd.http.server import serve_http
+    except ModuleNotFoundError as error:
+        raise loaded.error_at(
+            ("http", "listen"),
+            f"the HTTP API needs the library {error.name}: pip install 'distributed-gpt-node[http]'",
+        ) from None
+    config = loaded.config
+    address = await nursery.start(serve_http, config.http, node.service, config.sessions.max_sessions)
+    log.info("HTTP API on http://%s", address)
+
+
+async def _forget_failures(supervision: Supervision, restarts: Restarts) -> None:
+    steady_s = 0
+    while steady_s < STEADY_S:
+        await trio.sleep(1)
+        steady_s = steady_s + 1 if supervision.ready else 0
+    restarts.good()
+
+
+async def _on_signals(
+    node: Node, supervision: Supervision, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as arrivals:
+        task_status.started()
+        async for number in arrivals:
+            if number == signal.SIGHUP:
+                await _reload(node, supervision)
+                continue
+            log.info("%s: stopping", signal.Signals(number).name)
+            sdnotify.stopping(node.drain.drain_s + _END_S)
+            sdnotify.status("stopping: its sessions are handed over first")
+            node.stop()
+
+
+async def _reload(node: Node, supervision: Supervision) -> None:
+    """As `dgnctl reload`; nobody waits for what comes of it but the log and the service manager."""
+    supervision.reloading()
+    try:
+        await node.reloader.reload()
+    except DgnError as error:
+        log.error("the configuration stays as it was: %s", error.message)
+        supervision.reloaded(error.message)
+    else:
+        supervision.reloaded()
+
+
+def _own_errors(group: BaseExceptionGroup[BaseException]) -> Iterator[DgnError]:
+    for error in group.exceptions:
+        if isinstance(error, DgnError):
+            yield error
+        elif isinstance(error, BaseExceptionGroup):
+            yield from _own_errors(error)

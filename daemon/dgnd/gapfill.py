@@ -144,7 +144,7 @@ class GapFill:
             return gap.problem or self._why_unneeded(model, gap, None)
 
         why = await loaded(worker, needless)
-        if why and not worker.ready and worker.state in ("restarting", "failed"):
+        if why and not worker.ready and worker.state in ("restarting", "failed", "stopped"):
             gap.problem, gap.moved = why, trio.current_time()
         return why
 

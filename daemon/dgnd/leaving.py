@@ -11,7 +11,8 @@ class Leaving:
 
     everything: bool = False  #: for other origins; this node's own answers may still mend with its own blocks
     models: set[str] = field(default_factory=set)
+    paused: bool = False  #: nothing computes here, not even for this node itself
 
     def refuses(self, model: str, *, own: bool) -> bool:
         """Whether no hop of `model` is opened; `own`: for an answer of this node itself."""
-        return model in self.models or (self.everything and not own)
+        return self.paused or model in self.models or (self.everything and not own)

@@ -183,7 +183,7 @@ class LocalModel:
             return ()
         if self.coming is not None:
             return self.coming
-        lost = self.worker is None or self.worker.state in ("restarting", "failed")
+        lost = self.worker is None or self.worker.state in ("restarting", "failed", "stopped")
         return () if lost else self.spans
 
     def span_offers(self, *, leaving: bool = False) -> tuple[SpanOffer, ...]:

@@ -34,6 +34,7 @@ from dgnd.navigator import Navigator
 from dgnd.offers import OfferBook, conflict_text
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.parts import NodeParts
+from dgnd.pausing import Pausing
 from dgnd.plan import check_auto
 from dgnd.postoffice import PostOffice
 from dgnd.reload import Reloader, ReloadHost
@@ -69,6 +70,7 @@ log = logging.getLogger("dgnd")
 
 SWEEP_S = 5.0
 LAST_SEEN_FILE = "addresses.json"
+PAUSE_FILE = "paused.json"
 #: For the last words to clients and peers when the node stops.
 FAREWELL_S = 0.3
 REAL = NodeParts()
@@ -174,7 +176,19 @@ class Node:
             ),
             loaded,
         )
-        self.standing = Standing(self.models, self.offers, self.engine, self.hops, self.drain, self.chooser)
+        self.pausing = Pausing(
+            models=self.models,
+            hops=self.hops,
+            offers=self.offers,
+            workshop=self.workshop,
+            replacing=replacing,
+            tell=self._tell_offers,
+            background=self.background,
+            path=config.node.state_dir / PAUSE_FILE,
+        )
+        self.standing = Standing(
+            self.models, self.offers, self.engine, self.hops, self.drain, self.chooser, self.pausing
+        )
         self.service = NodeService(
             version=who.version,
             names=self.names,
@@ -185,6 +199,7 @@ class Node:
             hops=self.hops,
             network=self.network,
             drainer=self.drain,
+            pausing=self.pausing,
             reloader=self.reloader,
             chooser=self.chooser,
             standing=self.standing,
@@ -346,6 +361,7 @@ class Node:
             if load_after_s:
                 with trio.move_on_after(load_after_s):
                     await self.stop_requested.wait()
+            self.pausing.begin_as_before()
             for model in self.models.values():
                 self._serve(model)
                 if model.worker is not None:

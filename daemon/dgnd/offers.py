@@ -43,6 +43,7 @@ class OfferBook:
         self.heard: dict[str, Hello] = {}
         self.round_trips: Callable[[], Mapping[str, float]] = dict  #: to connected peers, in ms
         self.leaving = Leaving()  #: of mine
+        self.away = ""  #: why this node offers nothing for now, in words
         self.parting: set[str] = set()  #: peers that this node is about to let go
         self._name = name
         self._software = software
@@ -63,6 +64,7 @@ class OfferBook:
             offers=tuple(self._my_offer(model) for model in self._models.values()),
             peers=tuple(self.heard),
             trips=told_trips(self.round_trips()),
+            away=self.away,
         )
 
     def _my_offer(self, model: LocalModel) -> ModelOffer:
@@ -110,7 +112,7 @@ class OfferBook:
         hello = self.heard.get(peer)
         if hello is not None:
             self.heard[peer] = msgspec.structs.replace(
-                hello, offers=offers.offers, peers=offers.peers, trips=offers.trips
+                hello, offers=offers.offers, peers=offers.peers, trips=offers.trips, away=offers.away
             )
             self._heard_at[peer] = self._now()
 
@@ -188,6 +190,11 @@ class OfferBook:
     def way(self, model: LocalModel, peer: str, span: Span) -> Way | None:
         """How `peer` computes `span`, also if it is about to leave; None where it is not offered now."""
         return self._offered(peer, model).way(span)
+
+    def away_peers(self) -> dict[str, str]:
+        """Why connected peers offer nothing for now, in their words; this node too."""
+        away = {peer: hello.away for peer, hello in self.heard.items() if hello.away}
+        return {**away, self.me: self.away} if self.away else away
 
     def is_leaving(self, model: LocalModel, peer: str) -> bool:
         """Whether a peer is about to leave with something of the model."""

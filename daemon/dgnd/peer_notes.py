@@ -21,9 +21,10 @@ _STATE: Final = {
 }
 
 
-def away_notes(peers: Sequence[PeerState], turned_away: int) -> list[str]:
-    """A line for each peer that can't be reached, and one for strangers that this node turned away."""
-    lines = []
+def away_notes(peers: Sequence[PeerState], turned_away: int, away: Mapping[str, str]) -> list[str]:
+    """A line for each peer that can't be reached or is `away`, by id and in its words, and one for strangers
+    that this node turned away."""
+    lines = [f"{peer.name} is {away[peer.id]}" for peer in peers if away.get(peer.id)]
     for peer in peers:
         if peer.state in ("refused", "unreachable") and peer.detail:
             known = peer.detail.startswith(peer.name)
@@ -40,6 +41,7 @@ def who_should_serve(
     names: Names,
     peers: Sequence[PeerState],
     plans: Mapping[str, Collection[int]],
+    away: Mapping[str, str],
 ) -> str:
     """Who has rows for the missing blocks, in the config's notation, and how each is. `plans`: for connected
     peers, by id, the units that they have or are about to have, with a row here or not."""
@@ -48,7 +50,9 @@ def who_should_serve(
     loading = [names.of(peer) for peer, units in plans.items() if wanted.intersection(units)]
     found = [f"{node} is loading them" for node in loading]
     found += [
-        f"{node} {_STATE[states.get(names.id_of(node), 'unreachable')]}"
+        f"{node} is {away[names.id_of(node)]}"
+        if away.get(names.id_of(node))
+        else f"{node} {_STATE[states.get(names.id_of(node), 'unreachable')]}"
         for node in blocks.peers_of(model)
         if blocks.units[model][node] & wanted and node not in loading
     ]

@@ -46,14 +46,14 @@ class Replacing:
     leaving: Leaving
     tell: Callable[[], None]
     drain: Drain
-    _one_at_a_time: trio.Lock = field(default_factory=trio.Lock)
+    one_at_a_time: trio.Lock = field(default_factory=trio.Lock)
 
     async def replace(self, model: LocalModel, wanted: Wanted) -> str:
         """Gives `model` the worker that is wanted; returns why the old one stays, empty if it does not.
 
         One after the other, whoever asks: what memory is available is known only when the one before is done.
         """
-        async with self._one_at_a_time:
+        async with self.one_at_a_time:
             model.coming = model.spans if wanted.spans is None else wanted.spans
             self.tell()
             try:
@@ -111,7 +111,7 @@ class Replacing:
 async def loaded(worker: WorkerHandle, needless: Callable[[], str] = lambda: "") -> str:
     """Waits until it serves; returns why it will not, or what `needless` says."""
     while not worker.ready:
-        if worker.state in ("restarting", "failed"):
+        if worker.state in ("restarting", "failed", "stopped"):
             return worker.detail
         if why := needless():
             return why

@@ -24,7 +24,7 @@ from dgnd.control.checks import check_session
 from dgnd.drain import Drain
 from dgnd.driver import Waits
 from dgnd.engine import DeltaSink, Engine
-from dgnd.errors import BlocksMissing, ModelError, NotFound
+from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
 from dgnd.footprint import footprint
 from dgnd.hops import HopServer
 from dgnd.map_view import map_rows
@@ -33,6 +33,7 @@ from dgnd.names import Names
 from dgnd.offers import OfferBook
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
+from dgnd.pausing import MOST_PAUSE_S, Pausing
 from dgnd.peer_notes import away_notes, who_should_serve
 from dgnd.probe.prober import Prober
 from dgnd.reload import Reloader
@@ -54,6 +55,7 @@ class NodeService:
     hops: HopServer
     network: PeerNetwork
     drainer: Drain
+    pausing: Pausing
     reloader: Reloader
     chooser: Chooser
     standing: Standing
@@ -94,7 +96,7 @@ class NodeService:
                     for filling in model.fillings
                 ),
                 *self.offers.problems(self.names.of),
-                *away_notes(self.network.peers(), len(self.network.refusals())),
+                *away_notes(self.network.peers(), len(self.network.refusals()), self.offers.away_peers()),
                 *self._relay_notes(),
                 *(
                     f"model {name} can't answer prompts given here: {model.text_problem}"
@@ -160,6 +162,18 @@ class NodeService:
         self.drainer.begin()
         found = await self.drainer.finished()
         return api.Drained(state=self.state(), left=found.left, ended=found.ended)
+
+    async def pause(self, params: api.PauseParams) -> api.Paused:
+        """Computes nothing until the time is over, or `resume`."""
+        if params.seconds is not None and not 0 < params.seconds <= MOST_PAUSE_S:
+            raise BadRequest(f"a pause lasts up to {MOST_PAUSE_S / 86400:.0f} days, or without end")
+        found = await self.pausing.pause(params.seconds)
+        return api.Paused(state=self.state(), why=self.standing.why(), left=found.left, closed=found.closed)
+
+    async def resume(self) -> api.Resumed:
+        """Ends a pause."""
+        was = self.pausing.resume()
+        return api.Resumed(state=self.state(), was_paused=was)
 
     async def reload(self) -> api.Reloaded:
         """Takes the configuration as it is now in its file."""
@@ -277,7 +291,10 @@ class NodeService:
             if not missing:  # they have come meanwhile
                 raise
             plans, peers = self.offers.plans(model), self.network.peers()
-            who = who_should_serve(missing, model.name, self.blocks, self.names, peers, plans)
+            away = self.offers.away_peers()
+            who = who_should_serve(missing, model.name, self.blocks, self.names, peers, plans, away)
+            if self.pausing.paused and model.spans:
+                who = f"this node is {self.pausing.why} (dgnctl resume), {who}"
             raise BlocksMissing(f"{error.message}; now {who}", **error.data) from error
 
     async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:

@@ -12,6 +12,7 @@ from dgnd.engine import Engine
 from dgnd.hops import HopServer
 from dgnd.models import LocalModel
 from dgnd.offers import OfferBook
+from dgnd.pausing import Pausing
 from dgnd.words import counted
 from dgnd.workers import WorkerHandle
 
@@ -26,6 +27,7 @@ class Standing:
     hops: HopServer
     drainer: Drain
     chooser: Chooser
+    pausing: Pausing
     started: bool = False
     waits: str = ""  #: what it waits for before it begins, if that is anything but a moment
 
@@ -37,6 +39,8 @@ class Standing:
             return self.drainer.state
         if not self.started:
             return "starting"
+        if self.pausing.paused:
+            return "paused"
         if self.loads():
             return "loading"
         whole = all(not self.offers.missing(model) for model in self.models.values())
@@ -54,9 +58,12 @@ class Standing:
 
     def serves(self) -> bool:
         """Whether it does its part: all its blocks are loaded, and a first step was computed in each. Where
-        some can't be loaded, the others count; a node without blocks of its own serves once it runs."""
-        if not self.started or self.engine.stopping or self.loads():
+        some can't be loaded, the others count; a node without blocks of its own serves once it runs, and one
+        that is paused does what it should, too."""
+        if not self.started or self.engine.stopping:
             return False
+        if self.pausing.paused or self.loads():
+            return self.pausing.paused
         workers = self.workers()
         if all(worker.ready for worker in workers):
             return True
@@ -76,6 +83,8 @@ class Standing:
                 return f"it is about to leave: {left} to be handed over or ended"
             case "drained":
                 return "its sessions were handed over; 'dgnctl drain --undo' takes sessions again"
+            case "paused":
+                return f"it is {self.pausing.why}; 'dgnctl resume' ends that"
         parts = [*self._loading(), *self._faults(), *self._gaps()]
         if parts:
             return "; ".join(parts)

@@ -166,7 +166,18 @@ class WorkerHandle:
         self._handlers.on_ready(self.model)
 
     async def run(self) -> None:
-        """Runs until cancelled; the process is gone when this returns."""
+        """Runs until cancelled; the process is gone when this returns. May be run again."""
+        try:
+            await self._run_on()
+        finally:
+            self.stopped("")
+
+    def stopped(self, why: str) -> None:
+        """It does not run, for a reason that is not its own."""
+        self.state, self.detail, self.pid, self.fault = "stopped", why, None, None
+        self.spans, self.stats = (), WorkerStats()
+
+    async def _run_on(self) -> None:
         delay = _FIRST_DELAY_S
         while True:
             started = trio.current_time()

@@ -52,6 +52,7 @@ class Workshop:
         self._homes: dict[HopKey, WorkerHandle] = {}
         self._running: dict[WorkerHandle, tuple[trio.CancelScope, trio.Event]] = {}
         self._background = background
+        self._closed = ""  # why no worker runs
 
     def build(self, model: LocalModel, section: ModelSection, spans: Sequence[Span]) -> WorkerHandle:
         """A worker for `spans` with the settings of `section`, not yet started. Raises BackendUnavailable."""
@@ -70,7 +71,11 @@ class Workshop:
     # --- life
 
     def start(self, worker: WorkerHandle) -> None:
-        """Runs it until `stop`."""
+        """Runs it until `stop`. While the workshop is closed it stays `stopped`."""
+        if self._closed:
+            worker.stopped(self._closed)
+            return
+        worker.state, worker.detail = "starting", ""
         scope, gone = trio.CancelScope(), trio.Event()
         self._running[worker] = scope, gone
         self._background.start(self._work, worker, scope, gone)
@@ -82,6 +87,23 @@ class Workshop:
             scope, gone = found
             scope.cancel()
             await gone.wait()
+
+    def close(self, why: str) -> None:
+        """No worker is started from now on, until `open`; those that run are `stop_all`'s."""
+        self._closed = why
+
+    def open(self) -> None:
+        """Workers may run again; whoever closed it starts them."""
+        self._closed = ""
+
+    async def stop_all(self) -> None:
+        """Ends all at once; their processes are gone when this returns."""
+        workers = list(self._running)
+        async with trio.open_nursery() as nursery:
+            for worker in workers:
+                nursery.start_soon(self.stop, worker)
+        for worker in workers:
+            worker.stopped(self._closed)
 
     async def _work(self, worker: WorkerHandle, scope: trio.CancelScope, gone: trio.Event) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-NodeState = Literal["starting", "loading", "ready", "degraded", "draining", "drained"]
+NodeState = Literal["starting", "loading", "ready", "degraded", "paused", "draining", "drained"]
 FinishReason = Literal["stop", "length", "cancelled"]
 BackendState = Literal["usable", "broken"]
 
@@ -48,7 +48,7 @@ class WorkerStatus(msgspec.Struct, frozen=True):
     model: str
     spans: str
     pid: int | None
-    state: str  #: starting, loading, ready, silent, restarting, failed
+    state: str  #: starting, loading, ready, silent, restarting, failed, stopped
     backend: str
     weights_bytes: int
     kv_bytes: int
@@ -379,6 +379,28 @@ class Drained(msgspec.Struct, frozen=True):
     ended: int  #: sessions that were cut off when `drain_s` was over
 
 
+class PauseParams(Params, frozen=True):
+    """`pause`."""
+
+    seconds: float | None = None  #: null: until `resume`
+
+
+class Paused(msgspec.Struct, frozen=True):
+    """What came of `pause`: sessions with blocks here."""
+
+    state: NodeState
+    why: str  #: as in Status
+    left: int  #: sessions that others went on with at once
+    closed: int  #: sessions that were closed here, which their origins know and keep
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    """What came of `resume`; what is to be served is loaded from now on."""
+
+    state: NodeState
+    was_paused: bool
+
+
 class Reloaded(msgspec.Struct, frozen=True):
     """What `reload` found to change. What is loaded or given up takes longer; `status` tells of it."""
 
@@ -410,6 +432,8 @@ METHODS: dict[str, tuple[type[Params], object]] = {
     "cache.list": (NoParams, list[CacheEntry]),
     "cache.clear": (CacheClearParams, CacheClearResult),
     "drain": (DrainParams, Drained),
+    "pause": (PauseParams, Paused),
+    "resume": (NoParams, Resumed),
     "reload": (NoParams, Reloaded),
     "shutdown": (NoParams, Done),
 }

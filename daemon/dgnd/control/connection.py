@@ -91,7 +91,15 @@ class Connection:
         """Says why this client is not served, and closes the socket."""
         self.refuse(error)
         await self._last_words()
-        self._sock.close()
+        try:  # with something of it unread, the client would lose what was said
+            self._sock.shutdown(trio.socket.SHUT_WR)
+            with trio.move_on_after(_FLUSH_S):
+                while await self._sock.recv(_CHUNK):
+                    pass
+        except OSError:
+            pass
+        finally:
+            self._sock.close()
 
     async def _finish(self) -> None:
         """After the client's last request: lets what runs end, and be read, unless the client is gone, which

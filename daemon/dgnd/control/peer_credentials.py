@@ -18,7 +18,7 @@ from dgnd.errors import SocketDenied
 
 _UCRED: Final = struct.Struct("3i")
 _SO_PEERGROUPS: Final = 59  #: Linux 4.13 and later, on all architectures that number as x86 does
-_MOST_GROUPS: Final = 65536
+_MOST_BYTES: Final = 1024  #: that Python lets an option have: 256 groups
 
 
 class HasOptions(Protocol):
@@ -36,6 +36,7 @@ class PeerCredentials:
     pid: int
     uid: int
     gids: frozenset[int]
+    all_groups: bool = True  #: whether `gids` is all of them
 
 
 def peer_credentials(sock: HasOptions) -> PeerCredentials | None:
@@ -44,9 +45,9 @@ def peer_credentials(sock: HasOptions) -> PeerCredentials | None:
         return None
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     try:
-        more = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MOST_GROUPS)
-    except OSError:
-        more = b""
+        more = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_BYTES)
+    except OSError:  # too many groups, or a kernel that does not tell
+        return PeerCredentials(pid, uid, frozenset((gid,)), all_groups=False)
     return PeerCredentials(pid, uid, frozenset((gid, *struct.unpack(f"{len(more) // 4}I", more))))
 
 
@@ -63,11 +64,22 @@ def check_peer(sock: HasOptions, path: Path) -> None:
         group = os.stat(path).st_gid  # noqa: PTH116 - as the other users of this file do
     except OSError:
         group = os.getegid()
-    if group not in peer.gids:
+    if group not in peer.gids and (peer.all_groups or not _is_listed(peer.uid, group)):
         raise SocketDenied(
             f"user {peer.uid} (pid {peer.pid}) may not use dgnd's control socket: it is for root, the user "
             f"of dgnd and members of group {_group_name(group)}"
         )
+
+
+def _is_listed(uid: int, gid: int) -> bool:
+    """Whether the system's files have the user as a member of the group."""
+    import grp
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name in grp.getgrgid(gid).gr_mem
+    except KeyError:
+        return False
 
 
 def _group_name(gid: int) -> str:

@@ -92,6 +92,14 @@ class ControlService(Protocol):
         """Has sessions handed over, beginning nothing new, and returns when that is done; or undoes it."""
         ...
 
+    async def pause(self, params: api.PauseParams) -> api.Paused:
+        """Ends all computing, and returns when it has ended."""
+        ...
+
+    async def resume(self) -> api.Resumed:
+        """Ends a pause."""
+        ...
+
     async def reload(self) -> api.Reloaded:
         """Takes the configuration as it is now in its file."""
         ...

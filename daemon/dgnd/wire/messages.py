@@ -68,11 +68,12 @@ class Hello(Message, tag="hello", frozen=True):
     peers: tuple[str, ...] = ()  #: peer ids with a live, mutually accepted connection
     ports: tuple[int, ...] = ()  #: of TCP, that the sender listens on
     trips: dict[str, float] = {}  #: round trips in ms to some of `peers`
+    away: str = ""  #: why it offers nothing for now, in words
 
     @property
     def update(self) -> Offers:
         """What of it may change, as the message that says so."""
-        return Offers(offers=self.offers, peers=self.peers, trips=self.trips)
+        return Offers(offers=self.offers, peers=self.peers, trips=self.trips, away=self.away)
 
 
 class Offers(Message, tag="offers", frozen=True):
@@ -81,6 +82,7 @@ class Offers(Message, tag="offers", frozen=True):
     offers: tuple[ModelOffer, ...] = ()
     peers: tuple[str, ...] = ()
     trips: dict[str, float] = {}
+    away: str = ""
 
 
 class Manifest(Message, tag="manifest", frozen=True):

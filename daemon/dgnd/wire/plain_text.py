@@ -13,8 +13,8 @@ from dgn_backends.errors import DataValue
 from dgnd.errors import one_line
 from dgnd.wire.messages import AnyMessage, CloseHop, Failure, Goodbye, Hello, ModelOffer, Offers
 
-#: Characters of a name and of anything else that is said.
-NAME, TEXT = 64, 1000
+#: Characters of a name, of why a node is away, and of anything else that is said.
+NAME, AWAY, TEXT = 64, 100, 1000
 
 
 def line(text: str, most: int = TEXT) -> str:
@@ -32,6 +32,7 @@ def in_plain_words(message: AnyMessage) -> AnyMessage:
 
 def _hello(hello: Hello) -> dict[str, Any]:
     words = {"name": line(hello.name, NAME), "software": line(hello.software, NAME)}
+    words["away"] = line(hello.away, AWAY)
     return {**words, "offers": _offers(hello.offers)}
 
 
@@ -64,7 +65,7 @@ def _data(value: DataValue) -> DataValue:
 
 _CHANGES: dict[type[object], Callable[[Any], dict[str, Any]]] = {
     Hello: _hello,
-    Offers: lambda said: {"offers": _offers(said.offers)},
+    Offers: lambda said: {"offers": _offers(said.offers), "away": line(said.away, AWAY)},
     Goodbye: lambda said: {"reason": line(said.reason)},
     CloseHop: lambda said: {"reason": line(said.reason)},
     Failure: lambda said: {
