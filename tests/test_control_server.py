@@ -216,6 +216,8 @@ CALLS: dict[str, api.Params] = {
     "cache.list": api.NoParams(),
     "cache.clear": api.CacheClearParams(session="s"),
     "drain": api.DrainParams(undo=True),
+    "pause": api.PauseParams(seconds=60),
+    "resume": api.NoParams(),
     "reload": api.NoParams(),
     "shutdown": api.NoParams(),
 }

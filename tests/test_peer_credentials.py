@@ -16,7 +16,7 @@ from dgnd.control.peer_credentials import PeerCredentials, peer_credentials
 
 #: Asks for the status as another user; prints the kind of the error, or the name of the node.
 _ASK = """
-import os, sys
+import grp, os, sys
 sys.path[:0] = {path!r}
 from dgnd.control.client import ControlClient
 from dgnd.errors import DgnError

@@ -49,7 +49,7 @@ def describe(found: Paused) -> str:
 @socket_option
 @click.pass_context
 def resume(ctx: click.Context, as_json: bool) -> None:
-    """End a pause: the node loads its blocks and serves again."""
+    """End a pause: load and serve again."""
     with connect_client(ctx) as client:
         found: Resumed = client.call("resume")
     if as_json:
