@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgnctl import chat_line
-from dgnctl.terminal import TypeAhead
 from dgnctl.token_file import read_ids, write_ids
+from dgnctl.type_ahead import TypeAhead
 from dgnd.errors import BadRequest
 
 ADDRESS = f"/ip4/10.0.0.2/tcp/4001/p2p/{PEER}"

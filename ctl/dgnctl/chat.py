@@ -20,7 +20,8 @@ from dgnctl.chat_store import LAST, ChatStore, history_file
 from dgnctl.chat_talk import Talk
 from dgnctl.options import connect_client, socket_option
 from dgnctl.sampling import generation_options, template
-from dgnctl.terminal import Screen, ending_signals, hang_ups, kept_settings, open_screen
+from dgnctl.screen import Screen
+from dgnctl.terminal import ending_signals, hang_ups, kept_settings, open_screen
 from dgnd.control.api import GenerateParams
 from dgnd.errors import BadRequest
 

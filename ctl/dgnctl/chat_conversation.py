@@ -12,11 +12,13 @@ from dgnctl.answer_state import AnswerState
 from dgnctl.chat_link import Link
 from dgnctl.chat_settings import SETTINGS
 from dgnctl.chat_talk import Talk
-from dgnctl.follow import follow, interrupts
+from dgnctl.chat_watch import AnswerWatch
+from dgnctl.follow import Interrupts, follow, interrupts
 from dgnctl.output import emit, printable
 from dgnctl.run import EXIT_INTERRUPTED, check_text
-from dgnctl.terminal import Hints, Screen
+from dgnctl.screen import Answering, Hints, Screen
 from dgnd.control import api
+from dgnd.control.client import GenerateStream
 from dgnd.errors import (
     BadRequest,
     Cancelled,
@@ -220,7 +222,7 @@ class Conversation:
 
         try:
             with interrupts() as noted, self.screen.answering(self.state.line) as answer:
-                result = follow(client.start_generate(params), show, noted, answer.watch, answer.pause)
+                result = self._follow(client.start_generate(params), show, noted, answer)
         except DgnError as error:
             self._cut_off = begun and error.retryable
             self._unanswered = text if error.retryable and not begun else None
@@ -234,6 +236,26 @@ class Conversation:
         if self.kept is not None:
             self.kept.changed(self)
         return go_on
+
+    def _follow(
+        self, stream: GenerateStream, show: Callable[[str], None], noted: Interrupts, answer: Answering
+    ) -> api.GenerateResult:
+        if not answer.tells:
+            return follow(stream, show, noted, answer.watch, answer.pause)
+        news = AnswerWatch(self.link.another, self.link.session, self.state, answer.note)
+        route = None
+        try:
+            result = follow(
+                stream,
+                show,
+                noted,
+                {**answer.watch, **news.watch},
+                lambda: min(answer.pause(), news.pause()),
+            )
+            route = result.route
+        finally:
+            news.end(route)
+        return result
 
     def _after(self, result: api.GenerateResult) -> bool:
         if result.finish_reason == "cancelled":

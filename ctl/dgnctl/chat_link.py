@@ -52,6 +52,10 @@ class Link:
             self._client = self._open()
         return self._client
 
+    def another(self) -> ControlClient:
+        """One more connection, which has nothing to do with the session. Raises DgnError."""
+        return self._connect()
+
     def forgotten(self) -> bool:
         """Whether dgnd was lost meanwhile and has forgotten the session; says so once."""
         client = self.client()

@@ -28,7 +28,9 @@ from dgnctl.chat_completion import ChatCompleter
 from dgnctl.markdown_view import MarkdownLines, clipped, dim
 from dgnctl.output import emit, emit_raw, printable
 from dgnctl.painter import Painter
-from dgnctl.terminal import PROMPT, Answering, Hints, TypeAhead, Watch, kept_settings, read_keys
+from dgnctl.screen import Answering, Hints, Watch
+from dgnctl.terminal import PROMPT, kept_settings, read_keys
+from dgnctl.type_ahead import TypeAhead
 
 #: Rendering takes no more than a share of the time: after it took t, the next begins _REST t later.
 _REST: Final = 3.0
@@ -38,7 +40,7 @@ _STYLE: Final = Style.from_dict({"bottom-toolbar": "noreverse dim", "bottom-tool
 
 
 class FullTerminal:
-    """Implements `dgnctl.terminal.Screen`."""
+    """Implements `dgnctl.screen.Screen`."""
 
     interactive = True
 
@@ -93,7 +95,9 @@ class FullTerminal:
 
 
 class MarkdownAnswer:
-    """An answer that is painted again as it grows. Implements `dgnctl.terminal.Answering`."""
+    """An answer that is painted again as it grows. Implements `dgnctl.screen.Answering`."""
+
+    tells = True
 
     def __init__(self, fd: int, ahead: TypeAhead, status: Callable[[], str]) -> None:
         self.watch: Watch = {fd: lambda: read_keys(fd, ahead)}

@@ -22,6 +22,10 @@ STOP_GRACE_S: Final = 3.0  #: for dgnd to answer a cancel
 _GONE: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
+class Unwatched(Exception):
+    """Raised by a callback of `follow`'s `watch`: nothing more is to be expected of that file."""
+
+
 class Interrupts:
     """Ctrl-C as something to poll: `fileno` is readable once it came, `count` says how often."""
 
@@ -107,7 +111,10 @@ def follow(
                 noted.take()
                 stop = True
             elif fd in watch:
-                stop = watch[fd]() or stop
+                try:
+                    stop = watch[fd]() or stop
+                except Unwatched:
+                    poller.unregister(fd)
             elif fd == out and state & _GONE:
                 raise StdoutClosed
         if stop and deadline is None:

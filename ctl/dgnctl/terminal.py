@@ -5,158 +5,27 @@ Whatever happens, the terminal is left as it was found.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import errno
-import math
 import os
 import signal
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 import click
 
 from dgnctl.output import discard_stdout, emit
+from dgnctl.screen import Answering, Hints, PlainAnswer, Screen
+from dgnctl.type_ahead import TypeAhead
 from dgnd.errors import BadRequest
 
 PROMPT: Final = "> "
 _PULSE_S: Final = 0.5
-_MAX_SEQUENCE: Final = 32
-
-Watch = Mapping[int, Callable[[], bool]]
-
-
-@dataclass
-class Hints:
-    """What a terminal may show beside the line that is typed."""
-
-    status: str = ""
-    words: dict[str, list[str]] = field(default_factory=dict)  #: by command, what may come after it
-
-
-class Answering(Protocol):
-    """One answer as it comes."""
-
-    watch: Watch  #: files whose callbacks tell whether to stop
-
-    def add(self, text: str) -> None:
-        """More of it."""
-        ...
-
-    def note(self, text: str) -> None:
-        """What happened to it meanwhile."""
-        ...
-
-    def pause(self) -> float:
-        """Nothing more has come for now; returns the seconds after which this is to be called again."""
-        ...
-
-
-class Screen(Protocol):
-    """What a chat asks of the place it is held in."""
-
-    interactive: bool
-
-    def ask(self, begin: str, hints: Hints) -> str | None:
-        """The next line, which begins so; None at the end of input."""
-        ...
-
-    def answering(self, status: Callable[[], str]) -> contextlib.AbstractContextManager[Answering]:
-        """An answer comes; `status` is a line on how it stands."""
-        ...
-
-    def note(self, text: str) -> None:
-        """A line that is no part of an answer."""
-        ...
-
-
-class PlainAnswer:
-    """An answer that is only written; it ends with a line break."""
-
-    def __init__(self, watch: Watch) -> None:
-        self.watch = watch
-        self._last = "\n"
-
-    def add(self, text: str) -> None:
-        """Writes it at once."""
-        self._last = text[-1:] or self._last
-        emit(text)
-
-    def note(self, text: str) -> None:
-        """Nothing: what comes of it is told at the end."""
-
-    def pause(self) -> float:
-        """Nothing waits to be shown."""
-        return math.inf
-
-    def end(self) -> None:
-        """The last line is ended."""
-        if self._last != "\n":
-            emit("\n")
-
-
-class TypeAhead:
-    """What is typed while an answer comes: the space key stops it, the rest is kept for the next prompt."""
-
-    def __init__(self) -> None:
-        self._kept = ""
-        self._stopped = False
-        self._escape = ""  #: as much as has come of what an arrow or function key sends, which is no text
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def begin(self) -> None:
-        """A new answer comes."""
-        self._stopped = False
-
-    def receive(self, data: bytes) -> bool:
-        """Takes keys; True when one of them stops the answer."""
-        for char in self._decoder.decode(data):
-            if self._goes_on(char):
-                continue
-            if char in "\x7f\b":
-                self._kept = self._kept[:-1] if self._kept and self._kept[-1] != "\n" else self._kept
-            elif char == " " and not self._stopped:
-                self._stopped = True
-            elif char in "\r\n":
-                self._kept += "\n"
-            elif char.isprintable():
-                self._kept += char
-        return self._stopped
-
-    def _goes_on(self, char: str) -> bool:
-        """Whether the character is of a sequence that began with Esc."""
-        before = self._escape
-        if char == "\x1b":
-            self._escape = char
-        elif before == "\x1b" and char in "[O":
-            self._escape += char
-        elif before[1:2] == "[" and not "@" <= char <= "~" and len(before) < _MAX_SEQUENCE:
-            self._escape += char  # parameters of it
-        elif len(before) > 1:
-            self._escape = ""  # its end
-        else:
-            self._escape = ""
-            return False
-        return True
-
-    def take_line(self) -> str | None:
-        """A whole line that was typed ahead, if there is one."""
-        line, newline, rest = self._kept.partition("\n")
-        if not newline:
-            return None
-        self._kept = rest
-        return line
-
-    def take_rest(self) -> str:
-        """The begin of a line that was typed ahead."""
-        rest, self._kept = self._kept, ""
-        return rest
 
 
 class Terminal:
