@@ -1,0 +1,1 @@
+"""`dgnctl system`: dgnd as a service of systemd."""
