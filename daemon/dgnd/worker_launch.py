@@ -9,9 +9,9 @@ from collections.abc import Mapping
 #: Has glibc's malloc ask for huge pages (its manual, "Memory Allocation Tunables"): every token reads all
 #: weights, and with small pages looking up addresses is a few per cent of that.
 _TUNABLE = "glibc.malloc.hugetlb"
-#: Turns that an idle thread of torch's pool waits before it sleeps (libgomp's manual, "GOMP_SPINCOUNT"). It comes
-#: with 300,000, about a millisecond: on a machine that does something else too, threads then spin while the
-#: one that they wait for has no core.
+#: Turns that an idle thread of torch's pool waits before it sleeps (libgomp's manual, "GOMP_SPINCOUNT"). It
+#: comes with 300,000, about a millisecond: on a machine that does something else too, threads then spin while
+#: the one that they wait for has no core.
 _SPINS = 1000
 
 
