@@ -139,6 +139,15 @@ def test_an_outlier_hurts_its_own_group_only(scheme: Scheme) -> None:
 
 
 @ALL
+def test_the_largest_values_that_are_taken_stay_finite(scheme: Scheme) -> None:
+    """The scale of least error may be a little larger than the range asks for."""
+    weight = np.linspace(-1, 1, 64, dtype=np.float32)[None] * np.float32(65503.9 * scheme.top / 2)
+    weight = np.concatenate([weight, np.sign(weight) * weight.max()])
+    held = dequantise(quantise(weight, scheme), 64)
+    np.testing.assert_allclose(held, weight, atol=float(weight.max()) / scheme.top * 2)
+
+
+@ALL
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused(scheme: Scheme, value: float) -> None:
     weight = _random(40, 64)

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,16 @@ def test_a_full_disk_is_survived_and_what_is_there_still_used(
     files.get(*_QKV)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_an_entry_has_no_holes(model: Path, tmp_path: Path, scheme: str) -> None:
+    """Reading one through a mapping takes room on a tmpfs, and crashes where there is none."""
+    opened(model, tmp_path / "cache", scheme).get(*_QKV)
+    (entry,) = entries(tmp_path / "cache")
+    with entry.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size
+
+
 def test_two_processes_at_once(model: Path, tmp_path: Path) -> None:
     make_tiny_llama(model, vocab_size=4000, dtype="bf16", tokenizer=False)
     code = (
@@ -225,6 +236,33 @@ def test_only_the_last_schemes_are_kept(model: Path, tmp_path: Path) -> None:
         os.utime(folder, (number, number))
     opened(model, tmp_path / "cache", "int4-fast")
     assert {path.parent.name for path in entries(tmp_path / "cache")} == {"int8-fast"}
+
+
+def test_what_another_start_removes_is_kept_again(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = opened(model, tmp_path / "cache")
+    files.get(*_QKV)
+    os.utime(entries(tmp_path / "cache")[0].parent, (0, 0))  # long before the others
+    for scheme in ("int8", "int8-fast"):
+        opened(model, tmp_path / "cache", scheme)
+    assert entries(tmp_path / "cache") == []
+    files.get(*_QKV)
+    assert len(entries(tmp_path / "cache")) == 1
+    assert not caplog.records
+
+
+def test_starts_with_more_schemes_than_are_kept_hurt_none_of_each_other(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = {scheme: opened(model, None, scheme).get(*_QKV) for scheme in SCHEMES}
+
+    def start(scheme: str) -> bool:
+        return same(opened(model, tmp_path / "cache", scheme).get(*_QKV), wanted[scheme])
+
+    with ThreadPoolExecutor(len(SCHEMES)) as pool:
+        assert all(pool.map(start, [*SCHEMES] * 50))
+    assert not caplog.records
 
 
 def test_what_a_killed_process_left_is_removed(model: Path, tmp_path: Path) -> None:

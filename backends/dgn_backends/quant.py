@@ -229,7 +229,9 @@ def _best(x: F32, scheme: Scheme) -> tuple[F32, F32]:
 
 def _to_f16(scales: F32) -> F32:
     """The nearest scales that f16 has; for tiny ones a larger one, so that no weight is cut off."""
-    rounded = scales.astype(np.float16).astype(np.float32)
+    rounded = (
+        np.minimum(scales, np.float32(_HUGE)).astype(np.float16).astype(np.float32)
+    )  # a fit may be beyond
     small = scales < np.float32(2.0**-14)
     if small.any():
         rounded = np.where(small, np.ceil(scales / _TINY) * _TINY, rounded)

@@ -26,10 +26,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from dgn_backends.errors import ModelError
-from dgn_backends.quant import F32, U8, Quantised, Scheme, empty, quantise_into
+from dgn_backends.quant import Quantised, Scheme, empty, quantise_into
+from dgn_backends.quant_layout import DIGEST_BYTES, PAGE, digest_of, layout, views
 from dgn_backends.quant_plan import scheme_of
 from dgn_backends.regular_file import open_regular
 from dgn_backends.weights import ModelFiles, Shape, file_identity
@@ -37,8 +37,6 @@ from dgn_backends.weights import ModelFiles, Shape, file_identity
 log = logging.getLogger(__name__)
 
 _MAGIC = b"dgn-quant-2\n"  # the format's version is part of it
-_PAGE = 4096
-_DIGEST_BYTES = 32
 _KEPT_SCHEMES = 2  #: of a model: those used last
 _ABANDONED_S = 3600.0  #: a temporary file of this age belongs to a process that was killed
 
@@ -72,8 +70,9 @@ class QuantisedFiles:
             key = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()
             model = cache_dir / f"{path.name}-{key}"
             try:
-                (model / quant).mkdir(parents=True, exist_ok=True)
-                os.utime(model / quant)
+                _make_folder(model / quant)
+                with contextlib.suppress(FileNotFoundError):  # removed by another start just now
+                    os.utime(model / quant)
                 _tidy(model, path)
             except OSError as error:
                 self._give_up(model, error)
@@ -107,7 +106,10 @@ class QuantisedFiles:
         made = self._make(names, sources, target_shape, scheme)
         if self._writable:
             try:
+                _make_folder(path.parent)
                 return _write(path, header, made, target_shape[1])
+            except FileNotFoundError:
+                pass  # another start, of other schemes, removes the folder; the next entry makes it anew
             except OSError as error:
                 self._give_up(path.parent, error)
         return made
@@ -159,42 +161,10 @@ def _header(scheme: Scheme, sources: list[object]) -> bytes:
     return json.dumps([[scheme.bits, scheme.group], sources]).encode()
 
 
-def _layout(shape: tuple[int, int], scheme: Scheme) -> tuple[int, int, int, int]:
-    """Where codes, scales and zero points of a matrix begin, and where the file ends."""
-    groups = scheme.groups(shape[1])
-    codes = 2 * _PAGE
-    scales = codes + _up(shape[0] * groups * scheme.group_bytes(shape[1]))
-    zeros = scales + _up(shape[0] * groups * 4)
-    return codes, scales, zeros, zeros + _up(shape[0] * scheme.zeros_bytes(groups))
-
-
-def _up(count: int) -> int:
-    return -(-count // _PAGE) * _PAGE
-
-
-def _views(mapped: mmap.mmap, shape: tuple[int, int], scheme: Scheme) -> Quantised:
-    mapped.madvise(mmap.MADV_DONTNEED)  # what is used of it comes back, most of an embedding never
-    codes, scales, zeros, _ = _layout(shape, scheme)
-    out, groups = shape[0], scheme.groups(shape[1])
-    packed: U8 = np.frombuffer(mapped, np.uint8, out * groups * scheme.group_bytes(shape[1]), codes)
-    factors: F32 = np.frombuffer(mapped, np.float32, out * groups, scales)
-    points: U8 = np.frombuffer(mapped, np.uint8, out * scheme.zeros_bytes(groups), zeros)
-    return Quantised(
-        packed.reshape(out, groups, -1), factors.reshape(out, groups), points.reshape(out, -1), scheme
-    )
-
-
-def _digest(data: npt.NDArray[np.uint8]) -> bytes:
-    """Of whole pages: a hash of the pages' sums. It finds what disks and crashes do (flipped bits, pages lost
-    or swapped) about as fast as memory can be read, which a hash of all bytes does not."""
-    sums = data.view("<u8").reshape(-1, _PAGE // 8).sum(axis=1, dtype=np.uint64)
-    return hashlib.blake2b(sums.tobytes(), digest_size=_DIGEST_BYTES).digest()
-
-
 def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> Quantised | None:
     """The entry in `path`, or None where there is none, or it was made from something else or is damaged,
     which the log says."""
-    codes, *_, size = _layout(shape, scheme)
+    codes, *_, size = layout(shape, scheme)
     try:
         with open_regular(path) as file:
             found = os.fstat(file.fileno()).st_size
@@ -208,9 +178,9 @@ def _read(path: Path, header: bytes, shape: tuple[int, int], scheme: Scheme) -> 
     written, digest = _parse_header(mapped[:codes])
     if written != header:
         return _unusable(path, "was made from something else")
-    if digest != _digest(np.frombuffer(mapped, np.uint8, size - codes, codes)):
+    if digest != digest_of(np.frombuffer(mapped, np.uint8, size - codes, codes)):
         return _unusable(path, "is damaged: its bytes are not those that were written")
-    return _views(mapped, shape, scheme)
+    return views(mapped, shape, scheme)
 
 
 def _unusable(path: Path, what: str) -> Quantised | None:
@@ -221,22 +191,20 @@ def _unusable(path: Path, what: str) -> Quantised | None:
 def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quantised:
     """Puts an entry in its place at once, so that nobody ever sees half of it; returns it as it is mapped."""
     shape, scheme = (made.packed.shape[0], in_features), made.scheme
-    codes, scales, zeros, size = _layout(shape, scheme)
-    if len(_MAGIC) + _DIGEST_BYTES + 4 + len(header) > codes:
+    codes, scales, zeros, size = layout(shape, scheme)
+    if len(_MAGIC) + DIGEST_BYTES + 4 + len(header) > codes:
         raise OSError(f"what an entry is made from takes {len(header)} bytes")
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
         with os.fdopen(descriptor, "w+b") as file:
-            file.seek(codes)
-            file.write(made.packed.data)
-            file.seek(scales)
-            file.write(made.scales.data)
-            file.seek(zeros)
-            file.write(made.zeros.data)
-            file.truncate(size)
+            # Without holes: tmpfs finds room for one when it is first read, and ends the reader if it can't.
+            file.write(bytes(codes))
+            for part, end in ((made.packed, scales), (made.scales, zeros), (made.zeros, size)):
+                file.write(part.data)
+                file.write(bytes(end - file.tell()))
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            digest = _digest(np.frombuffer(mapped, np.uint8, size - codes, codes))
+            digest = digest_of(np.frombuffer(mapped, np.uint8, size - codes, codes))
             file.seek(0)
             file.write(_MAGIC + digest + len(header).to_bytes(4, "little") + header)
             os.fchmod(file.fileno(), 0o400)  # who cuts or overwrites it ends the workers that have it mapped
@@ -244,22 +212,20 @@ def _write(path: Path, header: bytes, made: Quantised, in_features: int) -> Quan
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    return _views(mapped, shape, scheme)
+    return views(mapped, shape, scheme)
 
 
 def _parse_header(data: bytes) -> tuple[bytes, bytes]:
     """What the entry was made from and its digest; empty where it has no header."""
     if not data.startswith(_MAGIC):
         return b"", b""
-    digest, rest = data[len(_MAGIC) :][:_DIGEST_BYTES], data[len(_MAGIC) + _DIGEST_BYTES :]
+    digest, rest = data[len(_MAGIC) :][:DIGEST_BYTES], data[len(_MAGIC) + DIGEST_BYTES :]
     return rest[4 : 4 + int.from_bytes(rest[:4], "little")], digest
 
 
 def _tidy(model: Path, files: Path) -> None:
     """Removes what nobody will use from the folder of one model, whose files lie in `files`."""
-    schemes = sorted(
-        filter(Path.is_dir, model.iterdir()), key=lambda folder: folder.stat().st_mtime, reverse=True
-    )
+    schemes = sorted(filter(Path.is_dir, model.iterdir()), key=_last_used, reverse=True)
     for folder in schemes[_KEPT_SCHEMES:]:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped from there stays mapped
     identities: dict[str, list[int] | None] = {}
@@ -272,15 +238,33 @@ def _tidy(model: Path, files: Path) -> None:
                 entry.unlink()
 
 
+def _make_folder(folder: Path) -> None:
+    """It may be gone at once: others remove the folders of schemes that are not among the last used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        if folder.exists() and not folder.is_dir():
+            raise
+
+
+def _last_used(folder: Path) -> float:
+    """0 where another process has removed it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _entries(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
-        yield from folder.iterdir()
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
+            yield from folder.iterdir()
 
 
 def _is_current(entry: Path, files: Path, identities: dict[str, list[int] | None]) -> bool:
     """Whether the files that `entry` was made from are as they were then."""
     with open_regular(entry) as file:
-        header, _ = _parse_header(file.read(2 * _PAGE))
+        header, _ = _parse_header(file.read(2 * PAGE))
     try:
         _, sources = json.loads(header)
         for _, _, name, *identity in sources:
