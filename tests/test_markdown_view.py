@@ -63,6 +63,18 @@ def test_how_it_comes_does_not_matter(pieces: int) -> None:
     assert shown(TEXT, pieces) == shown(TEXT)
 
 
+@pytest.mark.parametrize("fence", ["```", "~~~~"])
+def test_long_code_is_not_coloured_again_and_loses_no_line(fence: str) -> None:
+    code = [f"x{i} = {i}" if i % 3 else "" for i in range(1, 300)]
+    text = "\n".join(["so:", "", f"{fence}python", *code, fence, "", "done"])
+    view = MarkdownLines(40)
+    for begin in range(0, len(text), 11):
+        view.add(text[begin : begin + 11])
+        view.lines()
+        assert view.live_lines() < 60
+    assert [line.strip() for line in plain(view.lines())] == ["so:", "", *code, "", "done"]
+
+
 @given(st.text(st.characters(codec="utf-8"), max_size=200), st.integers(8, 60))
 def test_any_text_gives_lines_that_fit_and_steer_nothing(text: str, width: int) -> None:
     for line in plain(shown(text, 20, width)):

@@ -21,6 +21,8 @@ from rich.text import Text
 from dgnctl.output import printable
 
 _TAB: Final = " " * 4
+#: Colouring code takes a millisecond for a few lines, and keys wait meanwhile.
+_LIVE_CODE_LINES: Final = 20
 
 
 class _Heading(Heading):
@@ -102,18 +104,33 @@ class MarkdownLines:
         live = self._render(self._live)
         return [*self._done, *live]
 
+    def live_lines(self) -> int:
+        """How many lines of the text are rendered again by the next `lines`."""
+        return self._live.count("\n") + 1
+
     def _settle(self) -> None:
-        """Blocks before the last one change no more."""
-        starts = [
-            token.map[0]
+        """Blocks before the last one change no more, nor do lines of code that are far above its end."""
+        blocks = [
+            (token, token.map[0])
             for token in _PARSER.parse(self._live)
             if token.level == 0 and token.nesting >= 0 and token.map
         ]
+        if not blocks:
+            return
         source = self._live.split("\n")
+        starts = [start for _, start in blocks]
         for begin, end in itertools.pairwise(starts):
             self._done += [*self._render("\n".join(source[begin:end])), ""]
-        if len(starts) > 1:
-            self._live = "\n".join(source[starts[-1] :])
+        source = source[starts[-1] :]
+        last = blocks[-1][0]
+        if last.type == "fence" and len(source) > 2 * _LIVE_CODE_LINES:
+            cut = len(source) - _LIVE_CODE_LINES
+            while cut > 1 and not (source[cut - 1].strip() and source[cut].strip()):
+                cut -= 1  # blank lines at an end would be lost
+            if cut > 1:
+                self._done += self._render("\n".join([*source[:cut], last.markup]))
+                source = [source[0], *source[cut:]]
+        self._live = "\n".join(source)
 
     def _render(self, text: str) -> list[str]:
         if not text.strip():
