@@ -121,10 +121,10 @@ class EchoService:
             case ["missing"]:
                 raise BlocksMissing("tiny: nobody serves blocks 4-7", missing="4-7")
             case ["died"]:
-                await on_delta("half ", [1])
+                await on_delta("half ", [1], [])
                 raise WorkerDied("the worker of tiny died (signal 9); it is restarted")
             case ["lost"]:
-                await on_delta("half ", [1])
+                await on_delta("half ", [1], [])
                 raise BlocksMissing("tiny: nobody serves blocks 4-7 within 10 s", missing="4-7")
             case ["crash"]:
                 raise ValueError("secret detail")
@@ -152,7 +152,7 @@ class EchoService:
             ids.append(1000 + number)
             said += word + " "
             self.words += 1
-            await on_delta(word + " ", [1000 + number])
+            await on_delta(word + " ", [1000 + number], [])
             with trio.move_on_after(pause):
                 await cancelled.wait()
         context.extend(ids)

@@ -104,6 +104,19 @@ def test_settings(client: ollama.Client) -> None:
     assert (stopped.response, stopped.done_reason) == ("abcdefghijkl", "stop")
 
 
+def test_probabilities(client: ollama.Client) -> None:
+    asked: Any = {"logprobs": True, "top_logprobs": 2, "options": {"num_predict": 3}}
+    answer = client.generate("scripted", "abc", raw=True, **asked)
+    assert answer.logprobs is not None
+    assert [each.token for each in answer.logprobs] == ["d", "e", "f"]
+    for each in answer.logprobs:
+        assert each.top_logprobs is not None
+        assert len(each.top_logprobs) == 2
+        assert (each.top_logprobs[0].token, each.top_logprobs[0].logprob) == (each.token, each.logprob)
+    lines = client.chat("scripted", SAYS, stream=True, **asked)
+    assert [each.token for line in lines for each in line.logprobs or ()] == ["a", "b", "c"]
+
+
 def test_nothing_to_say_loads_a_model(client: ollama.Client) -> None:
     assert client.generate("scripted").done_reason == "load"
     assert client.chat("scripted").done_reason == "load"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,6 +131,45 @@ def test_several_answers_differ_and_the_first_is_that_of_the_seed_alone(client: 
     assert streamed == texts
 
 
+def test_probabilities_are_the_models_own_whatever_the_settings(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "endless", "messages": SAYS, "max_tokens": 6, "logprobs": True}
+    greedy = client.chat.completions.create(**asked, top_logprobs=4, temperature=0.0).choices[0]
+    assert greedy.logprobs is not None
+    tokens = greedy.logprobs.content
+    assert tokens is not None
+    assert "".join(token.token for token in tokens) == greedy.message.content
+    for token in tokens:
+        likeliest = token.top_logprobs
+        assert len(likeliest) == 4
+        assert (likeliest[0].token, likeliest[0].logprob) == (token.token, token.logprob)
+        assert [each.logprob for each in likeliest] == sorted(
+            (each.logprob for each in likeliest), reverse=True
+        )
+        assert sum(math.exp(each.logprob) for each in likeliest) <= 1.0
+        assert token.bytes == list(token.token.encode())
+    hot = client.chat.completions.create(**asked, top_logprobs=4, temperature=2.0, seed=1).choices[0]
+    assert hot.logprobs is not None
+    assert hot.logprobs.content is not None
+    # of the same prompt, in a batch of another shape: alike, not bit for bit
+    same = [each.token for each in tokens[0].top_logprobs]
+    assert [each.token for each in hot.logprobs.content[0].top_logprobs] == same
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**asked, temperature=0.0, stream=True)
+        if chunk.choices[0].logprobs is not None
+        for token in chunk.choices[0].logprobs.content or ()
+    ]
+    assert [each.token for each in streamed] == [each.token for each in tokens]
+    assert [each.logprob for each in streamed] == pytest.approx([each.logprob for each in tokens])
+    assert all(token.top_logprobs == [] for token in streamed)
+    told: dict[str, Any] = {"model": "scripted", "messages": SAYS}
+    ended = client.chat.completions.create(**told, logprobs=True).choices[0]
+    assert ended.logprobs is not None
+    assert ended.logprobs.content is not None
+    assert "".join(token.token for token in ended.logprobs.content) == ANSWER  # not the eos
+    assert client.chat.completions.create(**told).choices[0].logprobs is None
+
+
 def test_a_conversation_with_parts_and_a_developer(http: HttpNode, client: openai.OpenAI) -> None:
     messages: list[Any] = [
         {"role": "developer", "content": "be short"},
@@ -154,6 +194,7 @@ def test_a_conversation_with_parts_and_a_developer(http: HttpNode, client: opena
         ({"messages": []}, "length >= 1", "messages"),
         ({"messages": [{"role": "user", "content": PICTURE}]}, "only text", "messages[0].content"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "Invalid enum", "messages[0].role"),
+        ({"top_logprobs": 2}, "it needs logprobs", "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "not supported", "logit_bias"),
         ({"model": 5}, "Expected `str`", "model"),
     ],

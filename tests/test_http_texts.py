@@ -72,6 +72,24 @@ def test_a_stream_of_several_prompts_with_counts(client: openai.OpenAI) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens) == (2 + 3, 6)
 
 
+def test_probabilities_with_the_places_of_tokens(client: openai.OpenAI) -> None:
+    def ask(**more: Any) -> Any:
+        (choice,) = client.completions.create(
+            model="scripted", prompt="abc", max_tokens=3, logprobs=2, **more
+        ).choices
+        return choice.logprobs
+
+    told = ask()
+    assert (told.tokens, told.text_offset) == (["d", "e", "f"], [0, 1, 2])
+    assert [max(each, key=each.get) for each in told.top_logprobs] == told.tokens
+    best = [each[token] for each, token in zip(told.top_logprobs, told.tokens, strict=True)]
+    assert best == told.token_logprobs
+    assert ask(echo=True).text_offset == [3, 4, 5]
+    pieces = client.completions.create(model="scripted", prompt="abc", max_tokens=3, logprobs=0, stream=True)
+    offsets = [chunk.choices[0].logprobs.text_offset for chunk in pieces if chunk.choices[0].logprobs]
+    assert offsets == [[0], [1], [2]]
+
+
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [

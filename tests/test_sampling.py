@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgnd.errors import BadRequest, NonFiniteOutput
-from dgnd.sampling import check_sampling, gumbel, philox4x32, pick
+from dgnd.sampling import check_sampling, gumbel, logprobs, philox4x32, pick
 from dgnd.wire.messages import Sampling
 
 FULL = 2**64 - 1
@@ -226,3 +226,17 @@ def test_a_vocabulary_of_128k_takes_milliseconds() -> None:
             pick(logits, sampling, position)
             times.append(time.thread_time() - begin)
         assert min(times) < 0.015  # the best of several, without waiting: others share the machine
+
+
+def test_logprobs_are_those_of_the_softmax() -> None:
+    logits = np.random.default_rng(5).normal(0, 6, 500).astype(np.float32)
+    logits[7] = logits[300] = logits.max() + 1  # a tie goes to the lowest id
+    wide = logits.astype(np.float64)
+    wanted = wide - np.log(np.exp(wide).sum())
+    told = logprobs(logits, 42, 5)
+    order = sorted(range(500), key=lambda each: (-logits[each], each))
+    assert [each for each, _ in told] == [42, *order[:5]]
+    assert order[:2] == [7, 300]
+    assert [value for _, value in told] == pytest.approx([wanted[each] for each, _ in told])
+    assert logprobs(logits, 3, 0) == (pytest.approx((3, wanted[3])),)
+    assert len(logprobs(logits[:4], 0, 20)) == 5

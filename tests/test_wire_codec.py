@@ -30,7 +30,16 @@ from dgnd.wire.codec import (
     failure_of,
     negotiate,
 )
-from dgnd.wire.limits import DEFAULT_LIMITS, LARGE_HEADERS, POSITIONS, U64_FIELDS, Limits, tag_of, validate
+from dgnd.wire.limits import (
+    DEFAULT_LIMITS,
+    LARGE_HEADERS,
+    LOGPROBS_MAX,
+    POSITIONS,
+    U64_FIELDS,
+    Limits,
+    tag_of,
+    validate,
+)
 from dgnd.wire.messages import Frame
 
 ALL_KINDS: tuple[Any, ...] = tuple(dict.fromkeys((*get_args(m.PeerMessage), *get_args(m.WorkerMessage))))
@@ -48,6 +57,8 @@ def _values(hint: Any, name: str) -> st.SearchStrategy[Any]:
     origin, args = get_origin(hint), get_args(hint)
     if origin is types.UnionType:
         return st.one_of([_values(arg, name) for arg in args])
+    if origin is tuple and args[1] is not Ellipsis:
+        return st.tuples(*(_values(each, name) for each in args))
     if origin is tuple:
         apart = (lambda offer: offer.model) if args[0] is m.ModelOffer else None
         return st.lists(_values(args[0], name), min_size=1, max_size=3, unique_by=apart).map(tuple)
@@ -58,6 +69,8 @@ def _values(hint: Any, name: str) -> st.SearchStrategy[Any]:
     if hint is bool:
         return st.booleans()
     if hint is int:
+        if name == "logprobs":
+            return st.integers(0, LOGPROBS_MAX)
         top = 2**31 - 1 if name in POSITIONS else 2**64 - 1 if name in U64_FIELDS else 2**63 - 1
         return st.integers(1, top)
     if hint is float:
@@ -410,6 +423,7 @@ BAD_STEPS: dict[str, tuple[dict[str, Any], Any, int, str]] = {
         "presence_penalty",
     ),
     "penalty 0": ({"sample": m.Sampling(repetition_penalty=0.0)}, ["i32", [2]], 8, "repetition_penalty"),
+    "logprobs 21": ({"sample": m.Sampling(logprobs=21)}, ["i32", [2]], 8, "logprobs"),
     "top_k negative": ({"sample": m.Sampling(top_k=-1)}, ["i32", [2]], 8, "top_k"),
     "hop negative": ({"key": m.HopKey("o", "s", -1)}, ["i32", [2]], 8, "key.hop"),
     "session too long": ({"key": m.HopKey("o", "s" * 513, 1)}, ["i32", [2]], 8, "key.session"),

@@ -287,7 +287,7 @@ class SessionDriver:
         while (frame := self.session.next_step(sampling, MAX_CHUNK)) is not None:
             self.host.post(self.session.route[0].peer, frame)
 
-    async def next_token(self, sampling: Sampling) -> int:
+    async def next_token(self, sampling: Sampling) -> TokenFrame:
         """Sends what is unsent and returns the token picked for the next position; the session is not
         changed by it.
 
@@ -309,7 +309,7 @@ class SessionDriver:
             elif isinstance(message, TokenFrame):
                 session.credit(message.position)
                 if message.position == len(session.tokens):
-                    return message.token_id
+                    return message
 
     async def end_turn(self, interrupted: bool) -> None:
         """Ends an answer: hops say how far they are. After an interruption they first drop what waits."""

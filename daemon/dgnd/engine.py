@@ -38,7 +38,7 @@ from dgnd.recovery import Filler, Recovery
 from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey
 
-DeltaSink = Callable[[str, list[int]], Awaitable[None]]
+DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 #: Why a hop could not be opened though it was offered: others may be asked at once.
 _GONE = (Draining, PeerGone, WorkerDied)
 #: An answer is taken to have as many tokens at first, if it may: what a route should have room for.
@@ -219,7 +219,7 @@ class Engine:
         route = self.route_of(driver.session)
         rest = answer.finish("cancelled" if interrupted else "length")
         if rest:
-            await on_delta(rest, [])
+            await on_delta(rest, [], [])
         return answer.result(prompt, route, clocks.timings())
 
     async def _generate(
@@ -238,7 +238,8 @@ class Engine:
             driver.tell_history(len(prompt))
         while not answer.done:
             try:
-                token = await driver.next_token(sampling)
+                picked = await driver.next_token(sampling)
+                token = picked.token_id
                 if not 0 <= token < conversation.model.config.vocab_size:
                     raise driver.blamed(session.head, f"sent token id {token}, which is in no vocabulary")
             except DgnError as error:
@@ -257,7 +258,7 @@ class Engine:
             shown = answer.push(token)
             if not answer.done and driver.broken is None:
                 driver.send_steps(sampling)  # the hops compute on while the client is told
-            await on_delta(shown, [token])
+            await on_delta(shown, [token], answer.tell(picked))
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""

@@ -18,7 +18,7 @@ from dgnd.sampling import check_sampling
 from dgnd.text.assets import TextAssets
 from dgnd.text.model_files import MAX_CONFIG_BYTES, parse_object, read_text
 from dgnd.text.stops import StopMatcher
-from dgnd.wire.messages import Sampling
+from dgnd.wire.messages import Sampling, TokenFrame
 
 _SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -43,6 +43,7 @@ def requested_sampling(params: api.GenerateParams, defaults: Sampling) -> Sampli
         presence_penalty=float(chosen("presence_penalty")),
         frequency_penalty=float(chosen("frequency_penalty")),
         seed=secrets.randbits(63) if params.seed is None else params.seed,
+        logprobs=params.logprobs,
     )
     check_sampling(sampling)
     return sampling
@@ -79,6 +80,8 @@ class Answer:
         self.token_ids: list[int] = []
         self.finish_reason: api.FinishReason | None = None
         self.exactness = Exactness()
+        self.logprobs: list[api.TokenLogprobs] = []
+        self._text = text
         self._detokenizer = text.detokenizer()
         self._stops = StopMatcher(stop, stop_ids, text.eos_token_ids)
         self._limit = limit
@@ -108,6 +111,17 @@ class Answer:
         self._shown.append(text)
         return text
 
+    def tell(self, picked: TokenFrame) -> list[api.TokenLogprobs]:
+        """What its head said of the probabilities of the token that was pushed last, as reported."""
+        if not picked.logprobs or picked.token_id in self._text.eos_token_ids:
+            return []
+        first, *others = [
+            api.Logprob(each, self._text.token_text(each), min(value, 0.0)) for each, value in picked.logprobs
+        ]
+        told = api.TokenLogprobs(first, others)
+        self.logprobs.append(told)
+        return [told]
+
     def finish(self, otherwise: api.FinishReason) -> str:
         """Ends the answer, for `otherwise` if nothing ended it yet; returns the text held back until now."""
         rest = self._stops.flush(self._detokenizer.finish())
@@ -129,4 +143,5 @@ class Answer:
             usage=api.Usage(prompt_tokens=len(prompt), completion_tokens=len(self.token_ids)),
             timings=timings,
             route=route,
+            logprobs=self.logprobs,
         )

@@ -100,6 +100,18 @@ def pick(
     return int(ids[np.argmax(scaled + noise)])
 
 
+def logprobs(logits: F32, token: int, likeliest: int) -> tuple[tuple[int, float], ...]:
+    """Logarithms of probabilities as the model has them, before all settings: of `token`, then of the
+    `likeliest` ones, best first. logits: finite f32 [vocab]."""
+    wide = logits.astype(np.float64)
+    best = float(wide.max())
+    total = best + math.log(float(np.exp(wide - best).sum()))
+    keys = _order_keys(logits)
+    likeliest = min(likeliest, keys.size)
+    top = np.sort(np.partition(keys, likeliest - 1)[:likeliest]) if likeliest else keys[:0]
+    return tuple((each, float(wide[each]) - total) for each in (token, *(int(key & _LOW32) for key in top)))
+
+
 def gumbel(seed: int, position: int, ids: I64, vocab: int) -> F64:
     """Standard Gumbel noise [len(ids)] of these token ids; bits depend on (seed, position, id) alone."""
     if 2 * ids.size > vocab:  # cheaper: every block once, both halves used

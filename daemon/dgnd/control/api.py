@@ -216,6 +216,21 @@ class Timings(msgspec.Struct, frozen=True):
     ttft_s: float
 
 
+class Logprob(msgspec.Struct, frozen=True):
+    """How likely a token was, as the model has it, before all settings of sampling."""
+
+    token_id: int
+    token: str  #: its text
+    logprob: float  #: natural logarithm of the probability
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """A token of the answer, and the likeliest ones in its place."""
+
+    picked: Logprob
+    likeliest: list[Logprob]
+
+
 class GenerateResult(msgspec.Struct, frozen=True):
     """The result of `generate`; what `dgnctl run --json` prints."""
 
@@ -227,14 +242,16 @@ class GenerateResult(msgspec.Struct, frozen=True):
     usage: Usage
     timings: Timings
     route: list[RouteHop]
+    logprobs: list[TokenLogprobs] = []  #: where they were asked for, of all tokens but an eos
 
 
-class GenerateDelta(msgspec.Struct, frozen=True):
+class GenerateDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     """The params of the notification `generate.delta`. `request_id` is the id of the JSON-RPC request."""
 
     request_id: int | str
     text: str
     token_ids: list[int]
+    logprobs: list[TokenLogprobs] = []
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
@@ -284,6 +301,7 @@ class GenerateParams(Params, frozen=True):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     seed: int | None = None
+    logprobs: int | None = None  #: tell how likely each token was, and so many of the likeliest
     stop: list[str] = []
     stop_ids: list[list[int]] = []
     wait: float = 0.0  #: seconds to wait for the node to be ready

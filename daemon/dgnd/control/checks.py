@@ -23,6 +23,7 @@ _RANGES: Final[tuple[tuple[str, float, float], ...]] = (
     ("presence_penalty", -1e6, 1e6),
     ("frequency_penalty", -1e6, 1e6),
     ("seed", 0, 2**64 - 1),
+    ("logprobs", 0, 20),
     ("wait", 0.0, 86400.0),
 )
 

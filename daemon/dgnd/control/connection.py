@@ -284,8 +284,8 @@ class Connection:
     async def _generate(
         self, identity: jsonrpc.Id, running: _Running, params: api.GenerateParams
     ) -> api.GenerateResult:
-        async def on_delta(text: str, token_ids: list[int]) -> None:
-            delta = api.GenerateDelta(identity, text, token_ids)
+        async def on_delta(text: str, token_ids: list[int], logprobs: list[api.TokenLogprobs]) -> None:
+            delta = api.GenerateDelta(identity, text, token_ids, logprobs)
             self._send(jsonrpc.encode_notification("generate.delta", delta))
             await trio.lowlevel.checkpoint()  # the writer has its turn even if the service never waits
             await self._room(ANSWER_WAITS_BYTES)

@@ -14,9 +14,9 @@ from dgnd.control import api
 if TYPE_CHECKING:
     import trio
 
-#: Takes the text and token ids of one piece of an answer. Never waits for the client: a client that does not
-#: read is dropped, which sets `cancelled` of its generations.
-DeltaSink = Callable[[str, list[int]], Awaitable[None]]
+#: Takes the text and token ids of one piece of an answer, and the probabilities that were asked for. Never
+#: waits for the client: a client that does not read is dropped, which sets `cancelled` of its generations.
+DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 
 
 class ControlService(Protocol):

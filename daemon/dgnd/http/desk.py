@@ -23,8 +23,10 @@ TURN_S = 300.0
 #: After others' sessions took all room, how long until it is tried again.
 _AGAIN_S = 0.1
 
-#: Takes the number of the answer, and the text and token ids of a piece of it.
-Pieces = Callable[[int, str, list[int]], Awaitable[None]]
+#: Takes the text and token ids of a piece of an answer, and the probabilities that were asked for.
+DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
+#: The same of one of several answers, after its number.
+Pieces = Callable[[int, str, list[api.TokenLogprobs]], Awaitable[None]]
 
 
 class Service(Protocol):
@@ -41,7 +43,7 @@ class Service(Protocol):
     async def generate(
         self,
         params: api.GenerateParams,
-        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        on_delta: DeltaSink,
         cancelled: trio.Event,
     ) -> api.GenerateResult:
         """One answer."""
@@ -85,8 +87,8 @@ class Desk:
         async with trio.open_nursery() as nursery:
 
             async def one(index: int, params: api.GenerateParams) -> None:
-                async def on_delta(text: str, token_ids: list[int]) -> None:
-                    await pieces(index, text, token_ids)
+                async def on_delta(text: str, _ids: list[int], logprobs: list[api.TokenLogprobs]) -> None:
+                    await pieces(index, text, logprobs)
 
                 try:
                     results[index] = await self._answer(params, on_delta, gone)
@@ -105,15 +107,15 @@ class Desk:
     async def _answer(
         self,
         params: api.GenerateParams,
-        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        on_delta: DeltaSink,
         gone: trio.Event,
     ) -> api.GenerateResult:
         begun = False
 
-        async def noted(text: str, token_ids: list[int]) -> None:
+        async def noted(text: str, token_ids: list[int], logprobs: list[api.TokenLogprobs]) -> None:
             nonlocal begun
             begun = True
-            await on_delta(text, token_ids)
+            await on_delta(text, token_ids, logprobs)
 
         deadline = trio.current_time() + TURN_S
         await self._turn(gone, deadline)
@@ -156,7 +158,7 @@ class Desk:
     async def _generate(
         self,
         params: api.GenerateParams,
-        on_delta: Callable[[str, list[int]], Awaitable[None]],
+        on_delta: DeltaSink,
         gone: trio.Event,
     ) -> api.GenerateResult:
         """One answer of the service, which has a while to end after `gone`."""

@@ -103,5 +103,5 @@ async def json_answer(exchange: Exchange, answer: object, status: int = 200) -> 
     await exchange.whole(status, JSON, msgspec.json.encode(answer), headers_of(status))
 
 
-async def _no_pieces(_index: int, _text: str, _ids: list[int]) -> None:
+async def _no_pieces(_index: int, _text: str, _logprobs: list[api.TokenLogprobs]) -> None:
     """For an answer that is wanted in one."""

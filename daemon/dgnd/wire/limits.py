@@ -71,6 +71,8 @@ FIGURE_MS_MAX, QUEUE_MAX, TRIPS_MAX = 3.6e6, 1e4, 64
 #: of it is read, and weighed whenever a route is looked for.
 SPANS_MAX, ALL_SPANS_MAX, SPAN_TEXT = 64, 1024, 64
 _PENALTY = 100.0
+#: Of a token, the likeliest ones whose probabilities are told.
+LOGPROBS_MAX = 20
 #: Parts of a message that are the same in every frame of an answer.
 _REPEATED = frozenset({HopKey, Sampling})
 
@@ -242,6 +244,8 @@ def check_sampling(sampling: Sampling) -> None:
     for name, value, low, high in ranges:
         if not low <= value <= high:
             raise ProtocolError(f"step.sample.{name}: {value} is not within {low:g} to {high:g}")
+    if s.logprobs is not None and not 0 <= s.logprobs <= LOGPROBS_MAX:
+        raise ProtocolError(f"step.sample.logprobs: {s.logprobs} is not within 0 to {LOGPROBS_MAX}")
     if s.top_p == 0.0 or s.repetition_penalty == 0.0:
         raise ProtocolError("step.sample: top_p and repetition_penalty are above 0")
 

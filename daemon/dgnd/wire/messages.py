@@ -179,6 +179,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     seed: int = 0
+    logprobs: int | None = None  #: tell the logarithm of the probability of the token, and of so many others
 
     @property
     def needs_history(self) -> bool:
@@ -235,7 +236,7 @@ class Replay(Message, tag="replay", frozen=True):
     alone: bool = False  #: as in StepFrame
 
 
-class TokenFrame(Message, tag="token", frozen=True):
+class TokenFrame(Message, tag="token", frozen=True, omit_defaults=True):
     """The token picked for `position`, from the hop with the head to the origin. Returns one credit."""
 
     key: HopKey
@@ -243,6 +244,8 @@ class TokenFrame(Message, tag="token", frozen=True):
     route: int
     position: int
     token_id: int
+    #: Where they were asked for: ids with logarithms of probabilities, the picked one's, then the likeliest.
+    logprobs: tuple[tuple[int, float], ...] | None = None
 
 
 class Credit(Message, tag="credit", frozen=True):

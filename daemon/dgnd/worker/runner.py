@@ -18,7 +18,7 @@ from dgn_backends.model import ModelConfig
 from dgn_backends.span import parse_spans
 from dgn_backends.tensor import Tensor
 from dgnd.errors import StaleState
-from dgnd.sampling import pick
+from dgnd.sampling import logprobs, pick
 from dgnd.system_memory import available_bytes
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (
@@ -281,8 +281,10 @@ class SpanWorker:
                 Credit(key=message.key, branch=message.branch, route=message.route, stop=message.stop)
             )
         logits = checked(output.logits, "logits", "f32", (1, self.config.vocab_size))
+        row = logits.to_f32()[0]
+        wanted = message.sample.logprobs
         token = pick(
-            logits.to_f32()[0],
+            row,
             message.sample,
             message.stop,
             sequence.history[: message.stop],
@@ -298,6 +300,7 @@ class SpanWorker:
                 route=message.route,
                 position=message.stop,
                 token_id=token,
+                logprobs=None if wanted is None else logprobs(row, token, wanted),
             )
         )
 

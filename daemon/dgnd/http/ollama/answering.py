@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -64,12 +64,14 @@ async def _answer(
         return
     if request.stream is False:
         (result,) = await answered(exchange, desk, [params])
-        await json_answer(exchange, made(result.text, response.result(result)))
+        facts = {**response.result(result), "logprobs": _logprobs(result.logprobs)}
+        await json_answer(exchange, made(result.text, facts))
         return
 
-    async def piece(_index: int, text: str, _ids: list[int]) -> None:
-        if text:
-            await exchange.piece(LINES, line(made(text, response.more())))
+    async def piece(_index: int, text: str, logprobs: list[api.TokenLogprobs]) -> None:
+        if text or logprobs:
+            facts = {**response.more(), "logprobs": _logprobs(logprobs)}
+            await exchange.piece(LINES, line(made(text, facts)))
 
     (result,) = await answered(exchange, desk, [params], piece)
     await exchange.piece(LINES, line(made("", response.result(result))))
@@ -102,6 +104,17 @@ class _Response:
             "eval_count": result.usage.completion_tokens,
             "eval_duration": _ns(result.timings.decode_s),
         }
+
+
+def _logprobs(told: Sequence[api.TokenLogprobs]) -> list[answers.Logprob]:
+    return [_logprob(each.picked, [_logprob(item) for item in each.likeliest]) for each in told]
+
+
+def _logprob(one: api.Logprob, likeliest: Sequence[answers.Logprob] = ()) -> answers.Logprob:
+    whole = "\N{REPLACEMENT CHARACTER}" not in one.token
+    return answers.Logprob(
+        one.token, one.logprob, list(one.token.encode()) if whole else None, list(likeliest)
+    )
 
 
 def now() -> str:

@@ -16,6 +16,15 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     role: Literal["assistant"] = "assistant"
 
 
+class Logprob(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How likely a token was, and the likeliest in its place. `bytes`: null for a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[Logprob] = []
+
+
 class Counts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the last line of a response has beside. Durations in nanoseconds."""
 
@@ -23,6 +32,7 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created_at: str
     done: bool
     done_reason: DoneReason | None = None
+    logprobs: list[Logprob] = []
     total_duration: int | None = None
     load_duration: int | None = None
     prompt_eval_count: int | None = None

@@ -56,6 +56,7 @@ def _params(
         repetition_penalty=options.repeat_penalty,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         seed=None if options.seed is None else options.seed % 2**64,
         stop=[options.stop] if isinstance(options.stop, str) else list(options.stop or ()),
     )
@@ -69,7 +70,6 @@ def _message(message: Message, index: int) -> api.ChatMessage:
 def _refuse_common(request: Asked) -> None:
     _refuse(bool(request.format), "format: only text is supported")
     _refuse(request.think not in (None, False), f"{request.model} does not support thinking")
-    _refuse(bool(request.logprobs), "logprobs: they are not supported")
 
 
 def _refuse(refused: bool, why: str) -> None:

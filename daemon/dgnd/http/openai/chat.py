@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dgnd.control import api
 from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import answered, json_answer
 from dgnd.http.openai import answers
+from dgnd.http.openai.logprobs import chat_logprobs
 from dgnd.http.openai.params import chat_params
 from dgnd.http.openai.requests import ChatRequest
 from dgnd.http.openai.stream import EventStream, finish_reason, usage
@@ -38,7 +40,12 @@ async def chat(exchange: Exchange, desk: Desk) -> None:
         created=maker.created,
         model=maker.model,
         choices=[
-            answers.ChatChoice(index, answers.AnswerMessage(result.text), finish_reason(result))
+            answers.ChatChoice(
+                index,
+                answers.AnswerMessage(result.text),
+                finish_reason(result),
+                chat_logprobs(result.logprobs) if request.logprobs else None,
+            )
             for index, result in enumerate(results)
         ],
         usage=usage(results, len(asked)),
@@ -59,9 +66,10 @@ class _Maker:
         """Who speaks."""
         return self._chunk([answers.ChunkChoice(index, answers.Delta(role="assistant", content=""))])
 
-    def piece(self, index: int, text: str) -> object:
+    def piece(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> object:
         """A piece of the message."""
-        return self._chunk([answers.ChunkChoice(index, answers.Delta(content=text))])
+        told = chat_logprobs(logprobs) if logprobs else None
+        return self._chunk([answers.ChunkChoice(index, answers.Delta(content=text), None, told)])
 
     def end(self, index: int, reason: answers.FinishReason) -> object:
         """Why the message ends."""

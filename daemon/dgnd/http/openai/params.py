@@ -40,9 +40,11 @@ def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
         request.modalities is not None and set(request.modalities) != {"text"},
         "only text is known",
     )
-    _refuse("logprobs", bool(request.logprobs or request.top_logprobs), "they are not supported")
+    _refuse("top_logprobs", bool(request.top_logprobs and not request.logprobs), "it needs logprobs = true")
     params = common_params(request, request.max_completion_tokens or request.max_tokens)
-    return choices(msgspec.structs.replace(params, messages=_messages(request.messages)), request)
+    told = (request.top_logprobs or 0) if request.logprobs else None
+    params = msgspec.structs.replace(params, messages=_messages(request.messages), logprobs=told)
+    return choices(params, request)
 
 
 def text_params(request: TextRequest) -> tuple[list[str], list[api.GenerateParams]]:
@@ -52,9 +54,8 @@ def text_params(request: TextRequest) -> tuple[list[str], list[api.GenerateParam
     """
     _refuse("suffix", bool(request.suffix), "text can't be filled in, only continued")
     _refuse("best_of", request.best_of not in (None, 1, request.n), "it is not supported; ask for n")
-    _refuse("logprobs", request.logprobs is not None, "they are not supported")
     params = common_params(request, request.max_tokens or DEFAULT_TEXT_TOKENS)
-    params = msgspec.structs.replace(params, raw=True)
+    params = msgspec.structs.replace(params, raw=True, logprobs=request.logprobs)
     prompts = _prompts(request.prompt)
     _refuse(
         "prompt",

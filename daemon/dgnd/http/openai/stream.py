@@ -30,7 +30,7 @@ class Maker(Protocol):
         """What an answer begins with; None: nothing."""
         ...
 
-    def piece(self, index: int, text: str) -> object:
+    def piece(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> object:
         """A piece of an answer."""
         ...
 
@@ -51,15 +51,15 @@ class EventStream:
         self._exchange, self._maker, self._choices = exchange, maker, choices
         self._begun: set[int] = set()
 
-    async def delta(self, index: int, text: str, _ids: list[int]) -> None:
+    async def delta(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> None:
         """A piece of an answer; the first one begins the response."""
         events = b""
         if index not in self._begun:
             self._begun.add(index)
             first = self._maker.begin(index)
             events += b"" if first is None else event(first)
-        if text:
-            events += event(self._maker.piece(index, text))
+        if text or logprobs:
+            events += event(self._maker.piece(index, text, logprobs))
         if events or not self._exchange.started:
             await self._exchange.piece(EVENTS, events)
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import msgspec
 
+from dgnd.control import api
 from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import answered, json_answer
 from dgnd.http.openai import answers
+from dgnd.http.openai.logprobs import TextOffsets
 from dgnd.http.openai.params import text_params
 from dgnd.http.openai.requests import TextRequest
 from dgnd.http.openai.stream import EventStream, finish_reason, usage
@@ -29,6 +31,7 @@ async def texts(exchange: Exchange, desk: Desk) -> None:
         model=request.model,
         with_usage=bool(request.stream_options and request.stream_options.include_usage),
         echoes=echoes,
+        offsets=[TextOffsets(len(echo)) for echo in echoes],
     )
     if request.stream:
         stream = EventStream(exchange, maker, choices)
@@ -40,7 +43,12 @@ async def texts(exchange: Exchange, desk: Desk) -> None:
         created=maker.created,
         model=maker.model,
         choices=[
-            answers.TextChoice(index, echo + result.text, finish_reason(result))
+            answers.TextChoice(
+                index,
+                echo + result.text,
+                finish_reason(result),
+                None if request.logprobs is None else TextOffsets(len(echo)).logprobs(result.logprobs),
+            )
             for index, (echo, result) in enumerate(zip(echoes, results, strict=True))
         ],
         usage=usage(results, choices),
@@ -57,14 +65,16 @@ class _Maker:
     model: str
     with_usage: bool
     echoes: list[str]
+    offsets: list[TextOffsets]
 
     def begin(self, index: int) -> object | None:
         """The prompt, where it is to be echoed."""
-        return self.piece(index, self.echoes[index]) if self.echoes[index] else None
+        return self.piece(index, self.echoes[index], []) if self.echoes[index] else None
 
-    def piece(self, index: int, text: str) -> object:
+    def piece(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> object:
         """A piece of the text."""
-        return self._chunk([answers.TextChoice(index, text, None)])
+        told = self.offsets[index].logprobs(logprobs) if logprobs else None
+        return self._chunk([answers.TextChoice(index, text, None, told)])
 
     def end(self, index: int, reason: answers.FinishReason) -> object:
         """Why the text ends."""
