@@ -109,6 +109,18 @@ def test_weights_that_can_not_be_quantised_are_refused(tmp_path: Path) -> None:
         load(path, quant="int8")
 
 
+@pytest.mark.parametrize("tensor", ["self_attn.k_proj.bias", "post_attention_layernorm.weight"])
+@pytest.mark.parametrize("quant", ["none", "int4", "int8-fast"])
+def test_norms_and_biases_that_are_not_finite_are_refused(tmp_path: Path, quant: Quant, tensor: str) -> None:
+    tiny = TinyLlama(tokenizer=False, attention_bias=True)
+    path = make_tiny_llama(tmp_path / "model", tiny)
+    weights = random_weights(path, tiny)
+    weights[f"model.layers.1.{tensor}"][3] = np.nan
+    write_weights(path, weights)
+    with pytest.raises(ModelError, match=rf"layers\.1\.{re.escape(tensor)} has values that are not finite"):
+        load(path, quant=quant)
+
+
 def test_a_second_start_computes_the_same_from_the_cache(tmp_path: Path) -> None:
     case = llama_case("attention-bias")
     request = replace(case.load_request(), quant="int4", threads=2)

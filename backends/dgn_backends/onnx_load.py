@@ -127,8 +127,11 @@ class SpanFiles:
 
     def _floats(self, name: str) -> Array:
         """A tensor in our dtype: the mapped file itself where it has that and is aligned. Raises ModelError
-        for values that an f16 can't hold."""
+        for values that an f16 can't hold, and for a norm or a bias that is not finite."""
         tensor = self._raw(name)
+        if len(tensor.shape) == 1 and not np.isfinite(tensor.to_f32()).all():
+            # Of what passes through them, rows that are quantised would make numbers again.
+            raise self._refused(name, "has values that are not finite; the file is damaged")
         if tensor.dtype != self._dtype:
             array = self._converted(name, tensor)
         else:
@@ -142,13 +145,12 @@ class SpanFiles:
     def _converted(self, name: str, tensor: Tensor) -> Array:
         values = tensor.to_f32()
         if self._dtype == "f16" and np.abs(values).max(initial=0) > np.finfo(np.float16).max:
-            path = self._files.path / self._files.file_of(name)
-            raise ModelError(
-                f"{path}: tensor {name} has values too large for f16; use bf16 or f32",
-                file=str(path),
-                tensor=name,
-            )
+            raise self._refused(name, "has values too large for f16; use bf16 or f32")
         return values if self._dtype == "f32" else Tensor.from_f32(values, self._dtype).to_numpy()
+
+    def _refused(self, name: str, why: str) -> ModelError:
+        path = self._files.path / self._files.file_of(name)
+        return ModelError(f"{path}: tensor {name} {why}", file=str(path), tensor=name)
 
     def _raw(self, name: str) -> Tensor:
         self._count(name)
