@@ -436,6 +436,13 @@ def test_a_step_that_no_sender_may_send(what: str) -> None:
     assert expected in _refusal(_raw(_step(**changes), tensor, bytes(size)))
 
 
+@pytest.mark.parametrize("count", [0, 22, 1000])
+def test_a_token_that_tells_too_many_probabilities_or_none_is_refused(count: int) -> None:
+    told = tuple((number, -1.0) for number in range(count))
+    token = m.TokenFrame(key=KEY, branch=0, route=0, position=1, token_id=1, logprobs=told)
+    assert f"token.logprobs: {count} entries are not 1 to 21" in _refusal(_raw(token))
+
+
 @pytest.mark.parametrize("scale", [-1.0, float("inf"), float("nan"), 3e38])
 def test_scales_of_q8_that_give_no_finite_numbers_are_refused(scale: float) -> None:
     payload = bytes(65) + struct.pack("<ff", 1.0, scale)

@@ -258,7 +258,7 @@ class Engine:
             shown = answer.push(token)
             if not answer.done and driver.broken is None:
                 driver.send_steps(sampling)  # the hops compute on while the client is told
-            await on_delta(shown, [token], answer.tell(picked))
+            await on_delta(shown, [token], [] if sampling.logprobs is None else answer.tell(picked))
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""

@@ -32,6 +32,7 @@ from dgnd.wire.messages import (
     Replay,
     Sampling,
     StepFrame,
+    TokenFrame,
 )
 
 
@@ -156,6 +157,8 @@ def check_message(
                 raise ProtocolError(
                     f"open: a signature of {len(message.signature)} bytes, not {SIGNATURE_BYTES}"
                 )
+        case TokenFrame(logprobs=told) if told is not None and not 1 <= len(told) <= LOGPROBS_MAX + 1:
+            raise ProtocolError(f"token.logprobs: {len(told)} entries are not 1 to {LOGPROBS_MAX + 1}")
         case Hello() if not message.versions:
             raise ProtocolError("hello: no protocol version")
         case Hello() | Offers():
