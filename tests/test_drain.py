@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import pytest
 from cluster import Cluster, Row, TestNode
 from disturbed import SAMPLINGS, TOKENS, Asked, asked
 from load import TWO_OF_THREE, Load, restart, serving
-from tiny_llama import make_tiny_llama
+from tiny_llama import make_endless_llama
 
 from dgnd.control import api
 from dgnd.control.client import ControlClient
@@ -25,15 +24,7 @@ ENDLESS = asked(max_tokens=4000)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that knows no end of an answer, so that each is as long as asked for."""
-    path = make_tiny_llama(
-        tmp_path_factory.mktemp("model") / "tiny", n_blocks=6, max_positions=4096, eos=None
-    )
-    for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
-        values = json.loads((path / name).read_text())
-        values[key] = None
-        (path / name).write_text(json.dumps(values))
-    return path
+    return make_endless_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=6)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from cluster import Cluster, Row, TestNode
 from disturbed import SAMPLINGS, Asked, asked
 from load import serving
-from tiny_llama import make_tiny_llama
+from tiny_llama import make_endless_llama
 
 from dgnctl.duration import seconds_of
 from dgnd.control import api
@@ -26,15 +25,7 @@ PARTS = {"embed,0-1": "ab", "2-3,head": "cd"}
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model that knows no end of an answer."""
-    path = make_tiny_llama(
-        tmp_path_factory.mktemp("model") / "tiny", n_blocks=4, max_positions=4096, eos=None
-    )
-    for name, key in (("config.json", "eos_token_id"), ("tokenizer_config.json", "eos_token")):
-        values = json.loads((path / name).read_text())
-        values[key] = None
-        (path / name).write_text(json.dumps(values))
-    return path
+    return make_endless_llama(tmp_path_factory.mktemp("model") / "tiny", n_blocks=4)
 
 
 @pytest.fixture(scope="module")
