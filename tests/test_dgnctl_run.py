@@ -83,7 +83,7 @@ def test_every_parameter_of_generate_has_its_option() -> None:
     from dgnctl.run import run
 
     options = {param.name for param in run.params}
-    not_of_the_command_line = {"messages", "token_ids", "session", "resume"}
+    not_of_the_command_line = {"messages", "token_ids", "session", "resume", "logprobs"}
     assert set(api.GenerateParams.__struct_fields__) - not_of_the_command_line <= options
 
 

@@ -43,8 +43,8 @@ def _clear(chat: Conversation, _: str) -> None:
     chat.synced = True
     chat.state.used = 0
     before = chat.kept.ended() if chat.kept is not None else ""
-    where = f"; 'dgnctl chats rm {before}' removes what is kept of it" if before else ""
-    chat.screen.note(f"(the conversation is forgotten{where})")
+    kept = f"(forgotten; what is kept goes with 'dgnctl chats rm {before}')"  # fits into 80 columns
+    chat.screen.note(kept if before else "(the conversation is forgotten)")
 
 
 # --- files

@@ -80,6 +80,7 @@ def read_keys(fd: int, ahead: TypeAhead) -> bool:
     """Takes what was typed; True when it stops the answer. Ends the program where the terminal is gone."""
     data = os.read(fd, 1024)
     if not data:
+        discard_stdout()
         raise SystemExit(128 + signal.SIGHUP)
     return ahead.receive(data)
 
@@ -164,6 +165,8 @@ def hang_ups(screen: Screen) -> Iterator[None]:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    if number == signal.SIGHUP:
+        discard_stdout()  # what is left in it would fail at the very end, with another exit code
     raise SystemExit(128 + number)
 
 

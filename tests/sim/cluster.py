@@ -315,7 +315,7 @@ class SimCluster:
         assert node is not None
         came = 0
 
-        async def delta(_: str, ids: list[int]) -> None:
+        async def delta(_: str, ids: list[int], _told: list[api.TokenLogprobs]) -> None:
             nonlocal came
             await trio.lowlevel.checkpoint()
             came += len(ids)

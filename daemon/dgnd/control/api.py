@@ -231,7 +231,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True):
     likeliest: list[Logprob]
 
 
-class GenerateResult(msgspec.Struct, frozen=True):
+class GenerateResult(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of `generate`; what `dgnctl run --json` prints."""
 
     text: str
