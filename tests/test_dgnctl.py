@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -344,6 +345,11 @@ def test_dgnctl_imports_nothing_heavy(daemon: EchoDaemon, args: tuple[str, ...])
     assert ours <= {"dgnd.errors", "dgn_backends.errors", "dgnd.control"} | {
         f"dgnd.control.{n}" for n in allowed
     }
+
+
+def test_the_version_as_an_option(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--version"]) == 0
+    assert capfd.readouterr().out == f"dgnctl {version('distributed-gpt-node')}\n"
 
 
 def test_help_needs_little_more_than_click() -> None:

@@ -63,7 +63,23 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version  # takes longer to import than the rest of dgnctl
+
+        click.echo(f"dgnctl {version('distributed-gpt-node')}")
+        ctx.exit()
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version of dgnctl and exit.",
+)
 @socket_option
 def cli() -> None:
     """Talks to dgnd, the daemon that runs one language model together with its peers."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -103,6 +104,7 @@ class WorkerProcess:
             with LoadWatch(lambda: self._hung(label, what)) as watch:
                 self._worker = worker = SpanWorker(request, Progress(self._outlet, watch))
                 worker.self_test()
+            gc.freeze()  # modules and the plan stay: looking through them again and again delays steps
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
                 self._outlet.send([Frame(Loaded(spans=worker.loaded(), device=request.device))])
                 what = f"a batch took more than {HUNG_S:.0f} s"
