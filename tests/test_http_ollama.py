@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema_rs
 import ollama
 import pytest
 from http_kit import DEMO, WAIT_S, HttpNode, http_node
@@ -131,7 +133,7 @@ def test_errors_have_ollamas_form(http: HttpNode, client: ollama.Client) -> None
         client.show("llama9")
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"options": {"temperature": -1}}, "options.temperature"),
-        ({"format": "json"}, "only text"),
+        ({"format": {"type": "wizard"}}, "Invalid type: wizard"),
         ({"think": True}, "does not support thinking"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "does not support tools"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGVsbG8="]}]}, "only text"),
@@ -153,3 +155,23 @@ def test_a_client_that_hangs_up_frees_its_session(http: HttpNode, client: ollama
     assert http.sessions() == 2
     del lines
     http.node.wait_for(lambda: http.sessions() == 0, what="an end of the session")
+
+
+def test_an_answer_has_the_format_that_is_asked_for(http: HttpNode, client: ollama.Client) -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}, "many": {"type": "integer", "maximum": 99}},
+        "required": ["colour", "many"],
+        "additionalProperties": False,
+    }
+    said: Any = SAYS
+    whole = client.chat("endless", said, format=schema)
+    jsonschema_rs.validate(schema, json.loads(whole.message.content or ""))
+    lines = client.chat("endless", said, format=schema, stream=True)
+    assert "".join(line.message.content or "" for line in lines) == whole.message.content
+    assert whole.done_reason == "stop"
+    with http.plain() as plain:
+        refused = plain.post("/api/chat", json={"model": "endless", "messages": said, "format": "xml"})
+    assert (refused.status_code, refused.json()) == (400, {"error": 'format: "json", or a JSON schema'})
+    text = client.generate("endless", "hello", format="json", options={"num_predict": 9}).response
+    assert text.startswith("{")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import jsonschema_rs
 import openai
 import pytest
 from http_kit import DEMO, HttpNode, http_node
@@ -256,3 +257,54 @@ def test_a_client_that_hangs_up_frees_its_session(http: HttpNode, stream: bool) 
             with pytest.raises(httpx.ReadTimeout):
                 plain.post("/v1/chat/completions", json=asked, timeout=httpx.Timeout(10, read=0.5))
         http.node.wait_for(lambda: http.sessions() == 0, what="an end of the session")
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 4},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+AS_PERSON = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": PERSON}}
+
+
+@pytest.mark.parametrize("model", [DEMO, "endless"])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "seed": 4, "frequency_penalty": 0.5}])
+def test_an_answer_has_the_form_that_is_asked_for(
+    client: openai.OpenAI, model: str, settings: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {"model": model, "messages": SAYS, "response_format": AS_PERSON, **settings}
+    (whole,) = client.chat.completions.create(**asked).choices
+    assert whole.finish_reason == "stop"
+    jsonschema_rs.validate(PERSON, json.loads(whole.message.content or ""))
+    streamed = client.chat.completions.create(**asked, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole.message.content
+    (cut,) = client.chat.completions.create(**asked, max_tokens=3).choices
+    assert cut.finish_reason == "length"
+    assert (whole.message.content or "").startswith(cut.message.content or "-")
+    (some,) = client.chat.completions.create(
+        **{**asked, "response_format": {"type": "json_object"}}, max_tokens=30
+    ).choices
+    assert (some.message.content or "").startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ({"type": "json_schema"}, "schema: it is required"),
+        ({"type": "xml"}, "Invalid enum"),
+        ({"type": "json_schema", "json_schema": {"schema": {"not": {}}}}, r'Unimplemented keys: \["not"\]'),
+        ({"type": "json_schema", "json_schema": {"schema": []}}, "Expected `object"),
+    ],
+)
+def test_a_form_that_cannot_be_had_is_refused(
+    client: openai.OpenAI, wanted: dict[str, Any], says: str
+) -> None:
+    for stream in (False, True):
+        asked: dict[str, Any] = {"model": DEMO, "messages": SAYS, "response_format": wanted, "stream": stream}
+        with pytest.raises(openai.BadRequestError, match=says) as caught:
+            client.chat.completions.create(**asked)
+        assert (caught.value.param or "").startswith("response_format")

@@ -34,8 +34,8 @@ MODEL = "scripted"
 EXAMPLES = 50
 #: What is refused for itself, which leaves nothing else to find out.
 REFUSED = (
-    "logit_bias", "tools", "functions", "modalities", "response_format", "logprobs", "top_logprobs", "suffix",
-    "best_of", "template", "context", "images", "think", "format",
+    "logit_bias", "tools", "functions", "modalities", "logprobs", "top_logprobs", "suffix",
+    "best_of", "template", "context", "images", "think",
 )  # fmt: skip
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 

@@ -15,6 +15,8 @@ COMPUTE = ("torch", "onnx", "onnxruntime", "transformers")
 #: What py-libp2p's packages would bring, and nothing here uses (dgnd.p2p.slim_libp2p).
 #: What only the HTTP API needs.
 HTTP = ("starlette", "hypercorn", "dgnd.http")
+#: What only answers of a given form need.
+FORMS = ("llguidance",)
 UNUSED = ("zeroconf", "requests", "httpx", "rich", "libp2p.host", "libp2p.kad_dht", "libp2p.relay")
 
 
@@ -27,7 +29,7 @@ def _modules_after(statement: str) -> set[str]:
 def test_the_whole_daemon_imports_no_compute_library_and_only_its_part_of_libp2p() -> None:
     loaded = _modules_after("import dgnd.main, dgnd.app, dgnd.plan")
     assert "libp2p.security.noise.transport" in loaded  # the composition root was really imported
-    assert loaded.isdisjoint((*COMPUTE, *UNUSED, *HTTP))
+    assert loaded.isdisjoint((*COMPUTE, *UNUSED, *HTTP, *FORMS))
 
 
 def test_names_of_libp2p_are_there_for_whoever_asks_after_dgnd_was_imported() -> None:

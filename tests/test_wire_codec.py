@@ -98,6 +98,8 @@ def _steps(draw: st.DrawFn) -> Frame:
     base = draw(_structs(m.StepFrame))
     truncate_to = draw(st.none() | st.integers(0, start))
     step = msgspec.structs.replace(base, start=start, count=count, truncate_to=truncate_to)
+    if step.sample is None:
+        step = msgspec.structs.replace(step, allowed=None)
     if draw(st.booleans()):
         return Frame(step, _ids(count))
     dtype: DType = draw(st.sampled_from(HIDDEN_DTYPES))
@@ -423,6 +425,13 @@ BAD_STEPS: dict[str, tuple[dict[str, Any], Any, int, str]] = {
         "presence_penalty",
     ),
     "penalty 0": ({"sample": m.Sampling(repetition_penalty=0.0)}, ["i32", [2]], 8, "repetition_penalty"),
+    "allowed of none": ({"allowed": b"x"}, ["i32", [2]], 8, "asks for none"),
+    "allowed too much": (
+        {"sample": m.Sampling(), "allowed": bytes(40961)},
+        ["i32", [2]],
+        8,
+        "40961 bytes; at most 40960",
+    ),
     "logprobs 21": ({"sample": m.Sampling(logprobs=21)}, ["i32", [2]], 8, "logprobs"),
     "top_k negative": ({"sample": m.Sampling(top_k=-1)}, ["i32", [2]], 8, "top_k"),
     "hop negative": ({"key": m.HopKey("o", "s", -1)}, ["i32", [2]], 8, "key.hop"),

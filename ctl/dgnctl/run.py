@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,17 +25,27 @@ _LONGER = "recover_s under [sessions] says how long that is waited for; in dgnct
 @click.command()
 @generation_options
 @click.option("--raw", is_flag=True, help="Use no chat template: the prompt as it stands.")
+@click.option(
+    "--json-schema",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The answer is JSON of the schema in FILE.",
+)
 @json_option
 @socket_option
 @click.argument("prompt")
 @click.pass_context
-def run(ctx: click.Context, /, prompt: str, raw: bool, as_json: bool, **options: Any) -> int:
+def run(
+    ctx: click.Context, /, prompt: str, raw: bool, as_json: bool, json_schema: Path | None, **options: Any
+) -> int:
     """Answer one prompt and end.
 
     PROMPT of - reads it from stdin. Ctrl-C stops the answer here and on all peers.
     """
     text = read_prompt(raw) if prompt == "-" else prompt
     params = msgspec.structs.replace(template(**options), prompt=check_text(text), raw=raw)
+    if json_schema is not None:
+        params = msgspec.structs.replace(params, json_schema=read_schema(json_schema))
     started = time.monotonic()
     client = connect_client(ctx, params.wait)
     params = msgspec.structs.replace(params, wait=max(0.0, params.wait - (time.monotonic() - started)))
@@ -97,6 +108,20 @@ def read_prompt(raw: bool) -> str:
     except UnicodeDecodeError as error:
         raise BadRequest(f"the prompt on stdin is not UTF-8: {error}") from None
     return text if raw else text.removesuffix("\n")
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """A JSON schema from a file.
+
+    Raises:
+        BadRequest: it can't be read, or is no JSON object.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise BadRequest(f"{path}: {error.strerror or error}; --json-schema takes a file") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"{path}: a JSON schema is one JSON object: {error}") from None
 
 
 def check_text(text: str) -> str:

@@ -16,6 +16,7 @@ import trio
 from dgnd.control import api
 from dgnd.driver import SessionDriver
 from dgnd.errors import BadRequest, NoRoomNow, NotFound
+from dgnd.forming import Forming
 from dgnd.generation import Answer
 from dgnd.models import LocalModel
 from dgnd.wire.messages import Sampling
@@ -32,6 +33,12 @@ class Turn:
     prompt: list[int]
     sampling: Sampling
     answer: Answer
+    form: Forming | None = None  #: that the answer must have
+
+    @property
+    def allowed(self) -> bytes | None:
+        """The tokens that may come next, packed; None: all."""
+        return None if self.form is None else self.form.allowed
 
 
 @dataclass(slots=True)

@@ -282,12 +282,12 @@ class SessionDriver:
         self.session.begin_branch()
         self.host.post(self.session.head.peer, self.session.history(answer_start))
 
-    def send_steps(self, sampling: Sampling) -> None:
-        """Sends what is unsent, as far as there is credit."""
-        while (frame := self.session.next_step(sampling, MAX_CHUNK)) is not None:
+    def send_steps(self, sampling: Sampling, allowed: bytes | None = None) -> None:
+        """Sends what is unsent, as far as there is credit. `allowed`: as in `OriginSession.next_step`."""
+        while (frame := self.session.next_step(sampling, MAX_CHUNK, allowed)) is not None:
             self.host.post(self.session.route[0].peer, frame)
 
-    async def next_token(self, sampling: Sampling) -> TokenFrame:
+    async def next_token(self, sampling: Sampling, allowed: bytes | None = None) -> TokenFrame:
         """Sends what is unsent and returns the token picked for the next position; the session is not
         changed by it.
 
@@ -296,7 +296,7 @@ class SessionDriver:
         session = self.session
         patience = Patience(STEP_TIMEOUT_S)
         while True:
-            self.send_steps(sampling)
+            self.send_steps(sampling, allowed)
             message = await self.next_message(patience)
             if message is None:
                 where = self.give_up_on(session.route)

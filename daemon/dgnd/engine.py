@@ -30,6 +30,7 @@ from dgnd.errors import (
     ShuttingDown,
     WorkerDied,
 )
+from dgnd.forming import Forming, make_forming
 from dgnd.generation import Answer, requested_sampling
 from dgnd.handover import hand_over
 from dgnd.models import LocalModel
@@ -157,7 +158,15 @@ class Engine:
         limit = room if params.max_tokens is None else min(params.max_tokens, room)
         chat = params.token_ids is None and not params.raw
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
-        return Turn(prompt, sampling, Answer(model.text, stop, params.stop_ids, limit))
+        form = await self._form(model, params)
+        return Turn(prompt, sampling, Answer(model.text, stop, params.stop_ids, limit), form)
+
+    async def _form(self, model: LocalModel, params: api.GenerateParams) -> Forming | None:
+        """The form that the answer must have, if any."""
+        schema = params.json_schema
+        if schema is None:
+            return None
+        return await make_forming(lambda: model.text.forms(model.config.vocab_size).json(schema))
 
     async def _answer(
         self,
@@ -238,10 +247,13 @@ class Engine:
             driver.tell_history(len(prompt))
         while not answer.done:
             try:
-                picked = await driver.next_token(sampling)
+                picked = await driver.next_token(sampling, turn.allowed)
                 token = picked.token_id
                 if not 0 <= token < conversation.model.config.vocab_size:
                     raise driver.blamed(session.head, f"sent token id {token}, which is in no vocabulary")
+                if turn.form is not None and not turn.form.takes(token):
+                    what = f"sent token id {token}, which the answer's form does not allow"
+                    raise driver.blamed(session.head, what)
             except DgnError as error:
                 await recovery.go_on(error)
                 _refuse_inexact(driver, answer)
@@ -256,8 +268,12 @@ class Engine:
                 driver.exactly = driver.line if driver.exact else None
             session.append(token)
             shown = answer.push(token)
+            if turn.form is not None and not answer.done:
+                await turn.form.push(token)
+                if turn.form.complete:
+                    answer.complete()
             if not answer.done and driver.broken is None:
-                driver.send_steps(sampling)  # the hops compute on while the client is told
+                driver.send_steps(sampling, turn.allowed)  # the hops compute on while the client is told
             await on_delta(shown, [token], [] if sampling.logprobs is None else answer.tell(picked))
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:

@@ -111,6 +111,10 @@ class Answer:
         self._shown.append(text)
         return text
 
+    def complete(self) -> None:
+        """Nothing can follow what it has."""
+        self.finish_reason = self.finish_reason or "stop"
+
     def tell(self, picked: TokenFrame) -> list[api.TokenLogprobs]:
         """What its head said of the probabilities of the token that was pushed last, as reported."""
         if not picked.logprobs or picked.token_id in self._text.eos_token_ids:

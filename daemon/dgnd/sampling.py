@@ -74,12 +74,14 @@ def pick(
     position: int,
     history: Sequence[int] | NDArray[np.integer] = (),
     answer_start: int = 0,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> int:
     """The token id for `position`.
 
     logits: f32 [vocab]; not changed. history: the token ids of positions [0, position), needed only where
-    `sampling.needs_history`; `answer_start` is the index in it at which the answer begins. Order: repetition,
-    presence and frequency penalties, temperature, top-k, top-p, min-p, draw. Candidates are ordered by (logit
+    `sampling.needs_history`; `answer_start` is the index in it at which the answer begins. allowed: bool
+    [vocab], the ids that may be picked, at least one; None for all. Order: repetition, presence and frequency
+    penalties, what is allowed, temperature, top-k, top-p, min-p, draw. Candidates are ordered by (logit
     descending, id ascending) and ties go to the lowest id everywhere. Raises NonFiniteOutput on NaN or
     infinity, BadRequest when an id of the history is not of the vocabulary.
     """
@@ -90,6 +92,8 @@ def pick(
         raise NonFiniteOutput(f"the logit of token {bad} at position {position} is {logits[bad]}")
     if sampling.needs_history:
         logits = _penalised(logits, sampling, np.asarray(history, dtype=np.int64), answer_start)
+    if allowed is not None:
+        logits = np.where(allowed, logits, np.float32(-np.inf))
     if sampling.temperature == 0.0:
         return int(np.argmax(logits))  # the first of equals, so the lowest id
     ids = _candidates(logits, sampling)

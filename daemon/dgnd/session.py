@@ -207,11 +207,12 @@ class OriginSession:
         """Positions that wait to be sent."""
         return len(self.tokens) - self.sent
 
-    def next_step(self, sampling: Sampling, max_chunk: int) -> Frame | None:
+    def next_step(self, sampling: Sampling, max_chunk: int, allowed: bytes | None = None) -> Frame | None:
         """The next frame for hop 0; None when all is sent or no credit is left.
 
-        The last step asks for a token. It never has a single position behind other chunks, so that it can't
-        overtake them on the stream for tokens.
+        `allowed`: tokens that may follow the last position, packed; None for all. The last step asks for a
+        token. It never has a single position behind other chunks, so that it can't overtake them on the
+        stream for tokens.
         """
         if not self.unsent or not self.credits:
             return None
@@ -225,9 +226,18 @@ class OriginSession:
         self.sent = stop
         self._under_way.append(stop)
         self._boundaries.append(stop)
-        return self._step(start, stop, sampling if stop == len(self.tokens) else None, truncate_to)
+        if stop < len(self.tokens):
+            return self._step(start, stop, None, truncate_to)
+        return self._step(start, stop, sampling, truncate_to, allowed)
 
-    def _step(self, start: int, stop: int, sample: Sampling | None, truncate_to: int | None) -> Frame:
+    def _step(
+        self,
+        start: int,
+        stop: int,
+        sample: Sampling | None,
+        truncate_to: int | None,
+        allowed: bytes | None = None,
+    ) -> Frame:
         message = StepFrame(
             key=self.key(self.route[0].hop),
             branch=self.branch,
@@ -239,6 +249,7 @@ class OriginSession:
             truncate_to=truncate_to,
             sample=sample,
             alone=start < self.alone_until,
+            allowed=allowed,
         )
         ids = np.asarray(self.tokens[start:stop], dtype="<i4")
         return Frame(message, Tensor.from_numpy(ids, "i32"))

@@ -5,7 +5,7 @@ Knows nothing of sockets or of how a method is carried out. `docs/control-api.md
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -307,6 +307,7 @@ class GenerateParams(Params, frozen=True):
     wait: float = 0.0  #: seconds to wait for the node to be ready
     exact: bool = False  #: rather no answer than one that is not `exact`
     resume: bool = False  #: instead of a prompt: go on with the session's answer that nodes were lacking for
+    json_schema: dict[str, Any] | None = None  #: the answer is JSON of this schema
 
 
 class CancelParams(Params, frozen=True):

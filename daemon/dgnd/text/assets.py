@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dgnd.control.api import ChatMessage
 from dgnd.text import templates
@@ -17,12 +18,15 @@ from dgnd.text.jinja_sandbox import ChatTemplate
 from dgnd.text.model_files import TextConfig, read_text_config
 from dgnd.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from dgnd.text.grammar import Forms
+
 #: An added token that looks like this marks something up, whether or not the tokenizer calls it special.
 _MARKUP = re.compile(r"<\S+>|\[\S+\]")
 
 
 class TextAssets:
-    """A model's tokenizer, chat template and ends. Immutable; all sessions and threads may share it.
+    """A model's tokenizer, chat template and ends. All sessions and threads may share it.
 
     vocab_size: one more than the largest id. eos_token_ids: every id that ends an answer. template_name:
     "model" for the model's own template, else the name of the built-in one. stop_texts: what ends an answer
@@ -67,6 +71,7 @@ class TextAssets:
             or (text in source and not text.isspace())
         )
         variables = self._builtin_variables(source) if chosen else named
+        self._forms: Forms | None = None
         self._chat = ChatEncoder(tokenizer, ChatTemplate(source, where), variables, control)
 
     @classmethod
@@ -82,6 +87,17 @@ class TextAssets:
         templates.check_name(chat_template)
         config = read_text_config(model_dir)
         return cls(Tokenizer.load(model_dir / "tokenizer.json"), config, chat_template, eos_token_ids)
+
+    def forms(self, vocab: int) -> Forms:
+        """Forms of answers of a model with so many token ids; made once, which takes up to a second.
+
+        Raises ModelError for a tokenizer for which there are none.
+        """
+        from dgnd.text.grammar import Forms  # its library takes 0.1 s to load, and few ask for forms
+
+        if self._forms is None or self._forms.vocab != vocab:
+            self._forms = Forms(self._tokenizer, vocab, self.eos_token_ids)
+        return self._forms
 
     def encode_raw(self, text: str) -> list[int]:
         """Ids of bare text, with BOS as the tokenizer adds it; special tokens written in it stay text."""

@@ -83,6 +83,11 @@ class Tokenizer:
         found: str | None = self._inner.id_to_token(token_id)
         return found
 
+    def description(self) -> str:
+        """What `tokenizer.json` says, as text."""
+        found: str = self._inner.to_str()
+        return found
+
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Ids of text that may name special tokens. `add_special_tokens`: those around a text."""
         return encode_fast(self._inner, text, add_special_tokens)

@@ -18,7 +18,7 @@ import numpy as np
 
 from dgn_backends.tensor import WIRE_DTYPES, WireDType, tensor_bytes
 from dgnd.errors import ProtocolError
-from dgnd.wire import q8
+from dgnd.wire import allowed, q8
 from dgnd.wire.messages import (
     AnyMessage,
     Frame,
@@ -295,6 +295,8 @@ def _check_step(step: StepFrame, dtype: str | None, shape: tuple[int, ...], limi
         raise ProtocolError(f"step: truncate_to {step.truncate_to} is beyond its start {step.start}")
     if step.sample is not None:
         check_sampling(step.sample)
+    elif step.allowed is not None:
+        raise ProtocolError("step: it says which tokens are allowed, and asks for none")
     if dtype is None:
         raise ProtocolError("step: has no payload")
     if len(shape) != (1 if dtype == "i32" else 2):
@@ -321,8 +323,9 @@ def _check_value(value: object, name: str, where: str, limits: Limits) -> None:
             if len(value) > high:
                 raise ProtocolError(f"{where}: {len(value)} characters; at most {high}")
         case bytes():
-            if len(value) > TICKET_BYTES:
-                raise ProtocolError(f"{where}: {len(value)} bytes; at most {TICKET_BYTES}")
+            high = allowed.MAX_BYTES if name == "allowed" else TICKET_BYTES
+            if len(value) > high:
+                raise ProtocolError(f"{where}: {len(value)} bytes; at most {high}")
         case tuple() | list():
             if len(value) > limits.items:
                 raise ProtocolError(f"{where}: {len(value)} items; at most {limits.items}")

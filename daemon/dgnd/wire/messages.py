@@ -205,6 +205,8 @@ class StepFrame(Message, tag="step", frozen=True):
     truncate_to: int | None = None
     sample: Sampling | None = None
     alone: bool = False  #: a worker died over it: it is computed in a batch of its own
+    #: with `sample`: which token ids may be picked, as `dgnd.wire.allowed` packs them; None: all
+    allowed: bytes | None = None
 
     @property
     def stop(self) -> int:

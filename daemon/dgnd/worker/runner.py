@@ -20,6 +20,7 @@ from dgn_backends.tensor import Tensor
 from dgnd.errors import StaleState
 from dgnd.sampling import logprobs, pick
 from dgnd.system_memory import available_bytes
+from dgnd.wire.allowed import unpack
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (
     Cancel,
@@ -289,6 +290,7 @@ class SpanWorker:
             message.stop,
             sequence.history[: message.stop],
             sequence.answer_start,
+            None if message.allowed is None else unpack(message.allowed, self.config.vocab_size),
         )
         if message.sample.needs_history:
             del sequence.history[message.stop :]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dgnd.control import api
 from dgnd.errors import BadRequest
 from dgnd.http.ollama.requests import Asked, ChatRequest, GenerateRequest, Message, Options
@@ -56,10 +58,18 @@ def _params(
         repetition_penalty=options.repeat_penalty,
         presence_penalty=options.presence_penalty,
         frequency_penalty=options.frequency_penalty,
+        json_schema=_schema(request.format),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         seed=None if options.seed is None else options.seed % 2**64,
         stop=[options.stop] if isinstance(options.stop, str) else list(options.stop or ()),
     )
+
+
+def _schema(wanted: str | dict[str, Any] | None) -> dict[str, Any] | None:
+    if isinstance(wanted, dict):
+        return wanted
+    _refuse(wanted not in (None, "", "json"), 'format: "json", or a JSON schema')
+    return {"type": "object"} if wanted == "json" else None
 
 
 def _message(message: Message, index: int) -> api.ChatMessage:
@@ -68,7 +78,6 @@ def _message(message: Message, index: int) -> api.ChatMessage:
 
 
 def _refuse_common(request: Asked) -> None:
-    _refuse(bool(request.format), "format: only text is supported")
     _refuse(request.think not in (None, False), f"{request.model} does not support thinking")
 
 

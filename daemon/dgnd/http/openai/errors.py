@@ -6,6 +6,8 @@ from dgnd.errors import ContextExceeded, DgnError, NotFound
 from dgnd.http.openai.answers import ErrorAnswer, ErrorBody
 from dgnd.http.status import NoSuchPath, status_of
 
+#: Settings of the engine that OpenAI calls otherwise.
+_PARAMS = {"json_schema": "response_format"}
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -21,5 +23,5 @@ def answer_of(error: DgnError) -> ErrorAnswer:
         case _:
             code = error.kind
     setting = error.data.get("setting")
-    param = setting if isinstance(setting, str) else None
+    param = _PARAMS.get(setting, setting) if isinstance(setting, str) else None
     return ErrorAnswer(ErrorBody(error.message, kind, param, code))

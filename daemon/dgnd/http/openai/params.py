@@ -14,6 +14,7 @@ from dgnd.http.openai.requests import (
     ChatRequest,
     ManyTokenIds,
     Message,
+    ResponseFormat,
     Settings,
     TextRequest,
     Texts,
@@ -23,6 +24,8 @@ from dgnd.http.openai.requests import (
 #: What OpenAI's API takes where a request for bare text does not say.
 DEFAULT_TEXT_TOKENS = 16
 MAX_TEXTS = 8 * MAX_CHOICES
+#: The schema of whatever is a JSON object.
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
 #: What top_p = 0 means: the likeliest token alone.
 _LEAST_TOP_P = 1e-9
 
@@ -30,11 +33,6 @@ _LEAST_TOP_P = 1e-9
 def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
     """One for each answer. Raises BadRequest for what can't be done here."""
     _refuse("tools", bool(request.tools or request.functions), "tools are not supported")
-    _refuse(
-        "response_format",
-        request.response_format is not None and request.response_format.type != "text",
-        "only text is supported",
-    )
     _refuse(
         "modalities",
         request.modalities is not None and set(request.modalities) != {"text"},
@@ -44,6 +42,7 @@ def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
     params = common_params(request, request.max_completion_tokens or request.max_tokens)
     told = (request.top_logprobs or 0) if request.logprobs else None
     params = msgspec.structs.replace(params, messages=_messages(request.messages), logprobs=told)
+    params = msgspec.structs.replace(params, json_schema=_schema(request.response_format))
     return choices(params, request)
 
 
@@ -106,6 +105,16 @@ def common_params(request: Settings, max_tokens: int | None) -> api.GeneratePara
         seed=None if request.seed is None else request.seed % 2**64,
         stop=[] if stop is None else [stop] if isinstance(stop, str) else stop,
     )
+
+
+def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return ANY_OBJECT
+    if wanted.json_schema is None or wanted.json_schema.schema is None:
+        raise BadRequest("response_format.json_schema.schema: it is required", setting="response_format")
+    return wanted.json_schema.schema
 
 
 def choices(params: api.GenerateParams, request: Settings) -> list[api.GenerateParams]:

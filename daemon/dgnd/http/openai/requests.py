@@ -41,10 +41,18 @@ class StreamOptions(msgspec.Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
-    """Only text is known."""
+class JsonSchema(msgspec.Struct, frozen=True):
+    """A schema that an answer is to be of. Whether it is `strict` or not, the answer is."""
 
-    type: str
+    name: str | None = None
+    schema: dict[str, Any] | None = None
+
+
+class ResponseFormat(msgspec.Struct, frozen=True):
+    """What an answer is to be: any text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
