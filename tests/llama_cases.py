@@ -32,7 +32,7 @@ F32 = npt.NDArray[np.float32]
 #: Positions in every case, beyond the original window of every scaled rotary kind below.
 POSITIONS = 330
 #: How prompts are cut in the comparisons.
-CHUNKS = (1, 5, 128, 129, 300)
+CHUNKS: tuple[Sequence[int] | int, ...] = ((230, 1), 5, 128, 129, 300)
 #: Largest difference of any logit from transformers, in f32.
 F32_BOUND = 1e-4
 

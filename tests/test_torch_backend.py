@@ -80,7 +80,7 @@ def test_a_chunk_beside_others_keeps_its_bits_with_more_threads() -> None:
         assert torch.get_num_threads() == 2
         assert "threads2" in runner.numerics
         wanted = run_chunked(runner, case.ids, 330)
-        for chunks in ([1], [7], [33, 65, 2], [64]):
+        for chunks in ([260, 1], [7], [33, 65, 2], [64]):
             assert np.array_equal(run_chunked(runner, case.ids, chunks), wanted)
     finally:
         torch.set_num_threads(before)

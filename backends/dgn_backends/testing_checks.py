@@ -94,7 +94,7 @@ def check_chunks(bench: Bench) -> None:
         runner = bench.load(name)
         ids = bench.ids(name, 310)
         wanted = bench.run(runner, ids, [len(ids)])
-        for sizes in ([1], [5], [128], [129], [300], [1, 2, 3, 63, 64, 65]):
+        for sizes in ([180, 1], [5], [128], [129], [300], [1, 2, 3, 63, 64, 65]):
             got = bench.run(runner, ids, sizes)
             bench.same(runner, got, wanted, f'model "{name}", steps of {sizes}')
 
