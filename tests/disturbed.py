@@ -15,6 +15,8 @@ from dgnd.control.client import ControlClient
 TOKENS = 300
 #: Both kinds of answers.
 SAMPLINGS = [{}, {"temperature": 0.9, "seed": 7, "presence_penalty": 0.5}]
+#: Answers that were looked for, by who gave them, and how.
+_LONG: dict[tuple[object, ...], tuple[api.GenerateParams, list[int]]] = {}
 #: Longer than any recovery on a busy machine.
 END_S = 90.0
 
@@ -77,7 +79,16 @@ def asked(**fields: object) -> api.GenerateParams:
 def long_answer(
     origin: TestNode, sampling: Mapping[str, object], tokens: int = TOKENS, prompt: str = "x"
 ) -> tuple[api.GenerateParams, list[int]]:
-    """A request whose answer has `tokens` ids, and these."""
+    """A request whose answer has `tokens` ids, and these; a node is asked once for each kind."""
+    kind = (origin.config, repr(sampling), tokens, prompt)
+    if kind not in _LONG:
+        _LONG[kind] = _found(origin, sampling, tokens, prompt)
+    return _LONG[kind]
+
+
+def _found(
+    origin: TestNode, sampling: Mapping[str, object], tokens: int, prompt: str
+) -> tuple[api.GenerateParams, list[int]]:
     for number in range(100):
         params = asked(prompt=f"{prompt}{number}", max_tokens=tokens, **sampling)
         ids = Asked(origin, params, 0, lambda _: None).ids()

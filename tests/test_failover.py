@@ -89,9 +89,9 @@ def nothing_is_left(cluster: Cluster) -> None:
 
 def held(node: TestNode) -> list[int]:
     """Sessions, open hops, bytes of journals, bytes of KV."""
-    status = node.ctl_json("status")
-    kv = sum(worker["kv_bytes"] for worker in status["workers"])
-    return [len(status["sessions"]), status["hops"], status["journal_bytes"], kv]
+    status = node.status()
+    kv = sum(worker.kv_bytes for worker in status.workers)
+    return [len(status.sessions), status.hops, status.journal_bytes, kv]
 
 
 @pytest.mark.parametrize("what", ["node", "daemon", "worker"])

@@ -230,7 +230,7 @@ def test_a_client_that_hangs_up_frees_the_work_everywhere(pair: Cluster) -> None
     answering.process.kill()
     answering.end(10)
     for node in pair.nodes.values():
-        node.wait_for(lambda node=node: node.ctl_json("status")["sessions"] == [], 10, "end of the session")
+        node.wait_for(lambda node=node: node.status().sessions == [], 10, "end of the session")
 
 
 def test_interrupting_run_cancels_and_keeps_what_came(pair: Cluster) -> None:
@@ -242,7 +242,7 @@ def test_interrupting_run_cancels_and_keeps_what_came(pair: Cluster) -> None:
     assert took < ERROR_WITHIN_S
     assert answering.text
     for node in pair.nodes.values():
-        node.wait_for(lambda node=node: node.ctl_json("status")["sessions"] == [], 10, "end of the session")
+        node.wait_for(lambda node=node: node.status().sessions == [], 10, "end of the session")
 
 
 def test_chats_interleaved_token_by_token_do_not_touch_each_other(pair: Cluster) -> None:

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cluster import Cluster, Row, TestNode
 from tiny_llama import make_tiny_llama
@@ -21,8 +22,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def worker(node: TestNode) -> Any:
-    (found,) = node.ctl_json("status")["workers"]
-    return found
+    (found,) = node.status().workers
+    return msgspec.to_builtins(found)
 
 
 @pytest.mark.parametrize(("key", "value"), [("device", "cuda:1"), ("dtype", "f16")])
