@@ -63,6 +63,7 @@ def run(loaded: LoadedConfig, socket: Path | None) -> None:
         restarts = Restarts.of()
         # Modules stay for ever: to look through their 80,000 objects stops every session for some 50 ms.
         gc.freeze()
+        gc.enable()
         try:
             trio.run(_main, loaded, who, _Control(path, given), restarts)
             restarts.good()
