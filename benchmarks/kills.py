@@ -162,12 +162,13 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a model directory; without it a tiny random one")
     parser.add_argument("--tokens", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one strike of each kind")
+    parser.add_argument("--quick", action="store_true", help="one strike of each kind, short answers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     where = conditions.conditions()
-    strikes = len(KINDS) if options.quick else options.strikes
-    campaign, growth = measure(strikes, options.how, options.model, options.tokens, options.seed)
+    if options.quick:
+        options.strikes, options.tokens = len(KINDS), 120
+    campaign, growth = measure(options.strikes, options.how, options.model, options.tokens, options.seed)
     done = campaign.strikes
     stalls = sorted(strike.stall_s for strike in done)
     kinds = Counter(strike.kind for strike in done)
