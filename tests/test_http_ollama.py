@@ -135,7 +135,7 @@ def test_errors_have_ollamas_form(http: HttpNode, client: ollama.Client) -> None
         ({"options": {"temperature": -1}}, "options.temperature"),
         ({"format": {"type": "wizard"}}, "Invalid type: wizard"),
         ({"think": True}, "does not support thinking"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "does not support tools"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "template knows no tools"),
         ({"messages": [{"role": "user", "content": "x", "images": ["aGVsbG8="]}]}, "only text"),
         ({"messages": [{"role": "user", "content": "x" * 10_000}]}, "tokens, the context of"),
     ]

@@ -58,7 +58,7 @@ class Conversation:
         if params.token_ids is not None:
             ids = list(params.token_ids)
         elif params.messages is not None:
-            ids = text.encode_chat(params.messages)
+            ids = text.encode_chat(params.messages, params.tools)
         else:
             assert params.prompt is not None  # checked by dgnd.control.checks
             ids = self._turn(params.prompt, params)

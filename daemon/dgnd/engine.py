@@ -30,7 +30,7 @@ from dgnd.errors import (
     ShuttingDown,
     WorkerDied,
 )
-from dgnd.forming import Forming, make_forming
+from dgnd.forming import Forming, make_forming, wanted_form
 from dgnd.generation import Answer, requested_sampling
 from dgnd.handover import hand_over
 from dgnd.models import LocalModel
@@ -159,14 +159,13 @@ class Engine:
         chat = params.token_ids is None and not params.raw
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
         form = await self._form(model, params)
-        return Turn(prompt, sampling, Answer(model.text, stop, params.stop_ids, limit), form)
+        answer = Answer(model.text, stop, params.stop_ids, limit, marks=bool(params.tools))
+        return Turn(prompt, sampling, answer, form)
 
     async def _form(self, model: LocalModel, params: api.GenerateParams) -> Forming | None:
         """The form that the answer must have, if any."""
-        schema = params.json_schema
-        if schema is None:
-            return None
-        return await make_forming(lambda: model.text.forms(model.config.vocab_size).json(schema))
+        make = wanted_form(params, model.text, model.config.vocab_size)
+        return None if make is None else await make_forming(make)
 
     async def _answer(
         self,

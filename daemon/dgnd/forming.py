@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from dgnd.control import api
 from dgnd.errors import BadRequest
+from dgnd.text.assets import TextAssets
+from dgnd.text.tools import functions_of
 from dgnd.wire.allowed import pack
 
 if TYPE_CHECKING:
@@ -46,6 +49,24 @@ class Forming:
             return pack(self._form.bits)
 
         self.allowed = await trio.to_thread.run_sync(work)
+
+
+def wanted_form(params: api.GenerateParams, text: TextAssets, vocab: int) -> Callable[[], Form] | None:
+    """What makes the form that a request asks for; None where its answer may be any text. `vocab`: ids that
+    the model knows. Raises BadRequest for tools that are none, or not there."""
+    schema = params.json_schema
+    if schema is not None:
+        return lambda: text.forms(vocab).json(schema)
+    functions = functions_of(params.tools)
+    if params.tool_choice == "auto":
+        return None
+    style = text.tool_style
+    if params.tool_name is not None:
+        functions = [each for each in functions if each.name == params.tool_name]
+    if style is None or not functions:
+        there = f"there is no tool {params.tool_name!r}" if params.tool_name else "there are no tools"
+        raise BadRequest(f"tool_choice: a call is required, and {there}", setting="tool_choice")
+    return lambda: text.forms(vocab).calls(style, functions, params.parallel_tool_calls)
 
 
 async def make_forming(make: Callable[[], Form]) -> Forming:

@@ -75,14 +75,20 @@ class Answer:
     """The tokens of one answer and the text shown for them."""
 
     def __init__(
-        self, text: TextAssets, stop: Sequence[str], stop_ids: Sequence[Sequence[int]], limit: int
+        self,
+        text: TextAssets,
+        stop: Sequence[str],
+        stop_ids: Sequence[Sequence[int]],
+        limit: int,
+        marks: bool = False,
     ) -> None:
+        """`marks`: those of tools' calls are text."""
         self.token_ids: list[int] = []
         self.finish_reason: api.FinishReason | None = None
         self.exactness = Exactness()
         self.logprobs: list[api.TokenLogprobs] = []
         self._text = text
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(marks=marks)
         self._stops = StopMatcher(stop, stop_ids, text.eos_token_ids)
         self._limit = limit
         self._shown: list[str] = []

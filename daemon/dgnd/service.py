@@ -201,6 +201,7 @@ class NodeService:
                 missing=self.offers.missing(model),
                 verified=self.offers.manifests.whole_digest(name) is not None,
                 template=_template_name(model),
+                tools=_tool_style(model),
                 quant=model.section.quant,
                 digest=_whole_digest(model, self.offers.manifests.whole_digest(name)),
             )
@@ -366,6 +367,13 @@ def _template_name(model: LocalModel) -> str:
     """The chat template in use; empty on a node that has no tokenizer, which only an origin needs."""
     try:
         return model.text.template_name
+    except ModelError:
+        return ""
+
+
+def _tool_style(model: LocalModel) -> str:
+    try:
+        return model.text.tool_style or ""
     except ModelError:
         return ""
 

@@ -119,6 +119,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     verified: bool
     template: str
     quant: str = "none"
+    tools: str = ""  #: how its template has calls of tools written: hermes, llama; empty: it knows none
     digest: str = ""  #: of all weights, config and tokenizer; empty: not known here (yet)
 
 
@@ -194,11 +195,22 @@ class PeerList(msgspec.Struct, frozen=True):
     self_addrs: list[str]
 
 
-class ChatMessage(msgspec.Struct, frozen=True):
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A tool that the model called."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str = ""
+
+
+class ChatMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """One message of a conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: list[ToolCall] = []  #: what an assistant's message called
+    tool_call_id: str = ""  #: of a tool's message: which call it answers
+    name: str = ""  #: of a tool's message: the tool
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -308,6 +320,10 @@ class GenerateParams(Params, frozen=True):
     exact: bool = False  #: rather no answer than one that is not `exact`
     resume: bool = False  #: instead of a prompt: go on with the session's answer that nodes were lacking for
     json_schema: dict[str, Any] | None = None  #: the answer is JSON of this schema
+    tools: list[dict[str, Any]] = []  #: that the model may call; with `messages`, given to its template
+    tool_choice: Literal["auto", "required"] = "auto"  #: required: the answer is calls of tools
+    tool_name: str | None = None  #: with required: of this one alone
+    parallel_tool_calls: bool = True  #: with required: whether there may be several calls
 
 
 class CancelParams(Params, frozen=True):

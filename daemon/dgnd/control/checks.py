@@ -47,6 +47,10 @@ def check_generate(params: api.GenerateParams) -> None:
             between = f"between {_shown(low)} and {_shown(high)}"
             raise BadRequest(f"{name} is {_shown(value)}; it must be {between}")
     check_session(params.session)
+    if params.tools and params.messages is None:
+        raise BadRequest("tools are for a conversation in messages", setting="tools")
+    if params.tools and params.json_schema is not None:
+        raise BadRequest("tools and json_schema exclude each other", setting="tools")
     if any(not text for text in params.stop) or any(not ids for ids in params.stop_ids):
         raise BadRequest("stop and stop_ids must not hold an empty sequence")
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dgnd.control.api import ChatMessage
+from dgnd.errors import BadRequest
 from dgnd.text import templates
 from dgnd.text.chat import ChatEncoder
 from dgnd.text.detokenizer import Detokenizer, make_stages
 from dgnd.text.jinja_sandbox import ChatTemplate
 from dgnd.text.model_files import TextConfig, read_text_config
 from dgnd.text.tokenizer import Tokenizer
+from dgnd.text.tools import MARKS, ToolStyle, style_of
 
 if TYPE_CHECKING:
     from dgnd.text.grammar import Forms
@@ -72,6 +74,8 @@ class TextAssets:
         )
         variables = self._builtin_variables(source) if chosen else named
         self._forms: Forms | None = None
+        self.tool_style: ToolStyle | None = style_of(source)  #: None: the template knows no tools
+        self._mark_ids = {i for i, text in tokenizer.added.items() if text in MARKS}
         self._chat = ChatEncoder(tokenizer, ChatTemplate(source, where), variables, control)
 
     @classmethod
@@ -105,13 +109,18 @@ class TextAssets:
         ids = self._chat.encode_text(text, around=add_bos is None)
         return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Ids of a conversation in the model's template, ready for the model to answer.
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Ids of a conversation in the model's template, ready for the model to answer, perhaps by calling
+        tools.
 
-        BadRequest when the template refuses the messages, ModelError when it is faulty, LimitError when the
-        text is too long.
+        BadRequest when the template refuses the messages or knows no tools, ModelError when it is faulty,
+        LimitError when the text is too long.
         """
-        return self._chat.encode(messages)
+        if self.tool_style is None and (
+            tools or any(each.role == "tool" or each.tool_calls for each in messages)
+        ):
+            raise BadRequest("the model's chat template knows no tools", setting="tools")
+        return self._chat.encode(messages, tools)
 
     def encode_turn(self, context: Sequence[int], text: str, system: str | None = None) -> list[int]:
         """Ids to append to `context`, which ends with an answer, so that `text` is the next user turn.
@@ -148,9 +157,10 @@ class TextAssets:
         detokenizer = self._detokenizer(frozenset(), whole=False)
         return detokenizer.push(token_id) + detokenizer.finish()
 
-    def detokenizer(self, skip_special: bool = True) -> Detokenizer:
-        """For one answer; its pieces concatenate to `decode`."""
-        return self._detokenizer(self._tokenizer.special_ids if skip_special else frozenset(), whole=True)
+    def detokenizer(self, skip_special: bool = True, *, marks: bool = False) -> Detokenizer:
+        """For one answer; its pieces concatenate to `decode`. `marks`: those of tools' calls are shown."""
+        skipped = self._tokenizer.special_ids if skip_special else frozenset()
+        return self._detokenizer(skipped - self._mark_ids if marks else skipped, whole=True)
 
     def _detokenizer(self, skipped: frozenset[int], whole: bool) -> Detokenizer:
         stages = make_stages(self._tokenizer.decoder, self._tokenizer.decode_tokens, whole)

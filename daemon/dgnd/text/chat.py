@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from dgnd.control.api import ChatMessage
 from dgnd.errors import BadRequest
 from dgnd.text.jinja_sandbox import ChatTemplate, TemplateRefused
+from dgnd.text.nested import as_templates_have_it, changed, texts_in
 from dgnd.text.special_text import Placeholders, token_pattern
 from dgnd.text.tokenizer import Tokenizer, check_text
 
@@ -40,13 +42,25 @@ class ChatEncoder:
         unk = tokenizer.unk_id
         self._control_ids = {i for i, text in tokenizer.added.items() if text in control and i != unk}
 
-    def encode(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Ids of the conversation and of the prompt for an answer."""
+    def encode(self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Ids of the conversation and of the prompt for an answer; `tools`: that the model may call."""
         if not messages:
             raise BadRequest("there are no messages")
         roles = [message.role for message in messages]
         contents = [message.content for message in messages]
-        return self._encode(lambda texts: self._render(roles, texts), contents, self._tokenizer_ids)
+        more = [as_templates_have_it(message) for message in messages]
+        if not tools and not any(more):
+            return self._encode(lambda texts: self._render(roles, texts), contents, self._tokenizer_ids)
+        texts = texts_in([*tools, *more])
+        check_text("\n".join([*contents, *texts]))
+        places = Placeholders([*contents, *texts], self._pattern)
+        hidden_tools, hidden_more = (changed(each, places.hide) for each in (list(tools), more))
+        return self._encode(
+            lambda contents: self._render(roles, contents, hidden_more, hidden_tools),
+            contents,
+            lambda rendered, meaning: self._tokenizer_ids(rendered, {**places.meaning, **meaning}),
+            reserved="".join([*texts, *places.meaning]),
+        )
 
     def encode_text(self, text: str, around: bool) -> list[int]:
         """Ids of bare text, with nothing in it special; `around`: with what the tokenizer puts around it."""
@@ -92,9 +106,19 @@ class ChatEncoder:
         ids = self._encode(render, contents, self._continuation_ids, reserved=answer)
         return ids if found else None
 
-    def _render(self, roles: Sequence[str], contents: Sequence[str]) -> str:
-        messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
-        return self._template.render(messages, self._variables)
+    def _render(
+        self,
+        roles: Sequence[str],
+        contents: Sequence[str],
+        more: Sequence[Mapping[str, Any]] = (),
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": text} for role, text in zip(roles, contents, strict=True)
+        ]
+        for message, fields in zip(messages, more, strict=False):
+            message.update(fields)
+        return self._template.render(messages, self._variables, tools)
 
     def _encode(self, render: Render, contents: list[str], to_ids: ToIds, reserved: str = "") -> list[int]:
         check_text("\n".join(contents))

@@ -7,7 +7,7 @@ sessions or of models.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import llguidance
@@ -15,6 +15,7 @@ import msgspec
 
 from dgnd.errors import BadRequest, LimitError, ModelError, one_line
 from dgnd.text.tokenizer import Tokenizer
+from dgnd.text.tools import Function, ToolStyle, calls_grammar
 
 #: A form as JSON, at most.
 MAX_BYTES = 64 << 10
@@ -96,6 +97,15 @@ class Forms:
             return self._form(made)
         except (ValueError, LimitError) as error:
             raise _refused(_reason(str(error))) from None
+
+    def calls(self, style: ToolStyle, functions: Sequence[Function], several: bool) -> Form:
+        """Calls of these functions. Raises BadRequest where their parameters can't be used."""
+        grammar = calls_grammar(style, functions, several)
+        try:
+            return self._form(llguidance.LLMatcher.grammar_from_lark(grammar))
+        except (ValueError, LimitError) as error:
+            why = f"the tools' parameters can't be used: {_reason(str(error))}"
+            raise BadRequest(why, setting="tools") from None
 
     def _form(self, grammar: str) -> Form:
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)

@@ -1,8 +1,9 @@
 """Chat templates of models, run as transformers runs them, within the bounds of `dgnd.text.jinja_bounds`.
 
-What a template sees: `messages` (role and content), `add_generation_prompt`, `tools` and `documents` (none),
-the special tokens by role (`bos_token`, …), `raise_exception`, `strftime_now`, the filter `tojson` without
-HTML escapes, `{% generation %}`, `break` and `continue`. Knows nothing of tokens; gives text.
+What a template sees: `messages` (role, content, calls of tools), `add_generation_prompt`, `tools`,
+`documents` (none), the special tokens by role (`bos_token`, …), `raise_exception`, `strftime_now`, the
+filter `tojson` without HTML escapes, `{% generation %}`, `break` and `continue`. Knows nothing of tokens;
+gives text.
 """
 
 from __future__ import annotations
@@ -57,26 +58,36 @@ class ChatTemplate:
         except Exception as error:  # noqa: BLE001  a stranger's template can make the compiler raise anything
             raise self._fault(error) from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, str]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, str],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The conversation as text, with the prompt for an answer.
 
         TemplateRefused when the template refuses the messages; ModelError, in one line, for a faulty template
         or one that goes beyond its bounds.
         """
         try:
-            return with_allowance(lambda: self._pieces(messages, variables))
+            return with_allowance(lambda: self._pieces(messages, variables, tools))
         except TemplateRefused:
             raise
         except Exception as error:  # noqa: BLE001  a stranger's template can raise anything, also from Python's core
             raise self._fault(error) from None
 
-    def _pieces(self, messages: Sequence[Mapping[str, str]], variables: Mapping[str, str]) -> str:
+    def _pieces(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, str],
+        tools: Sequence[Mapping[str, Any]],
+    ) -> str:
         pieces: list[str] = []
         size = 0
         for piece in self._template.generate(
             {
                 "messages": [dict(message) for message in messages],
-                "tools": None,
+                "tools": list(tools) or None,
                 "documents": None,
                 "add_generation_prompt": True,
                 **variables,

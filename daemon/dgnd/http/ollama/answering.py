@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from dgnd.control import api
+from dgnd.http.calls import CallReader, tool_style
 from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import answered, json_answer
@@ -19,6 +20,7 @@ from dgnd.http.ollama.names import known_name
 from dgnd.http.ollama.params import chat_params, generate_params
 from dgnd.http.ollama.requests import Asked, ChatRequest, GenerateRequest
 from dgnd.http.reading import read_body
+from dgnd.text.tool_calls import Call
 
 LINES = "application/x-ndjson"
 
@@ -33,8 +35,12 @@ async def chat(exchange: Exchange, desk: Desk) -> None:
     request = read_body(await exchange.body(), ChatRequest)
     params = chat_params(request, await known_name(request.model, desk))
 
-    def made(text: str, facts: dict[str, Any]) -> object:
-        return answers.ChatLine(message=answers.AnswerMessage(text), **facts)
+    def made(text: str, calls: Sequence[Call], facts: dict[str, Any]) -> object:
+        message = answers.AnswerMessage(
+            text,
+            tool_calls=[answers.ToolCall(answers.CalledFunction(*call)) for call in calls] or msgspec.UNSET,
+        )
+        return answers.ChatLine(message=message, **facts)
 
     await _answer(exchange, desk, request, params, made)
 
@@ -44,7 +50,7 @@ async def generate(exchange: Exchange, desk: Desk) -> None:
     request = read_body(await exchange.body(), GenerateRequest)
     params = generate_params(request, await known_name(request.model, desk))
 
-    def made(text: str, facts: dict[str, Any]) -> object:
+    def made(text: str, _calls: Sequence[Call], facts: dict[str, Any]) -> object:
         return answers.TextLine(response=text, **facts)
 
     await _answer(exchange, desk, request, params, made)
@@ -55,26 +61,32 @@ async def _answer(
     desk: Desk,
     request: Asked,
     params: api.GenerateParams | None,
-    made: Callable[[str, dict[str, Any]], object],
+    made: Callable[[str, Sequence[Call], dict[str, Any]], object],
 ) -> None:
     response = _Response(request.model)
     if params is None:  # dgnd loads what its configuration says
         reason = "unload" if request.keep_alive in (0, "0", "0s") else "load"
-        await json_answer(exchange, made("", response.end(reason)))
+        await json_answer(exchange, made("", [], response.end(reason)))
         return
+    style = await tool_style(desk, params.model or "", params.tools)
+    reader = CallReader(style, params.tools)
     if request.stream is False:
         (result,) = await answered(exchange, desk, [params])
         facts = {**response.result(result), "logprobs": _logprobs(result.logprobs)}
-        await json_answer(exchange, made(result.text, facts))
+        await json_answer(exchange, made(*reader.whole(result.text), facts))
         return
 
     async def piece(_index: int, text: str, logprobs: list[api.TokenLogprobs]) -> None:
-        if text or logprobs:
+        shown, calls = reader.push(text)
+        if shown or calls or logprobs:
             facts = {**response.more(), "logprobs": _logprobs(logprobs)}
-            await exchange.piece(LINES, line(made(text, facts)))
+            await exchange.piece(LINES, line(made(shown, calls, facts)))
 
     (result,) = await answered(exchange, desk, [params], piece)
-    await exchange.piece(LINES, line(made("", response.result(result))))
+    rest, calls = reader.finish()
+    if rest or calls:
+        await exchange.piece(LINES, line(made(rest, calls, response.more())))
+    await exchange.piece(LINES, line(made("", [], response.result(result))))
     await exchange.end()
 
 

@@ -9,11 +9,25 @@ import msgspec
 DoneReason = Literal["stop", "length", "load", "unload"]
 
 
+class CalledFunction(msgspec.Struct, frozen=True):
+    """What a call says."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A tool that the model calls."""
+
+    function: CalledFunction
+
+
 class AnswerMessage(msgspec.Struct, frozen=True):
     """The model's message, or a piece of it."""
 
     content: str
     role: Literal["assistant"] = "assistant"
+    tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Logprob(msgspec.Struct, frozen=True, omit_defaults=True):

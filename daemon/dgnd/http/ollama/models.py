@@ -69,7 +69,7 @@ async def show(exchange: Exchange, desk: Desk) -> None:
         model_info=info,
         template=model.template,
         parameters=fact.sampling,
-        capabilities=["completion"],
+        capabilities=["completion", "tools"] if model.tools else ["completion"],
     )
     await json_answer(exchange, shown)
 

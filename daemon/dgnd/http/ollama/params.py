@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from dgnd.control import api
 from dgnd.errors import BadRequest
 from dgnd.http.ollama.requests import Asked, ChatRequest, GenerateRequest, Message, Options
@@ -15,9 +17,10 @@ _LEAST_TOP_P = 1e-9
 def chat_params(request: ChatRequest, model: str) -> api.GenerateParams | None:
     """Raises BadRequest for what can't be done here."""
     _refuse_common(request)
-    _refuse(bool(request.tools), f"{model} does not support tools")
     messages = [_message(message, index) for index, message in enumerate(request.messages or ())]
-    return _params(request, model, messages=messages) if messages else None
+    if not messages:
+        return None
+    return msgspec.structs.replace(_params(request, model, messages=messages), tools=request.tools or [])
 
 
 def generate_params(request: GenerateRequest, model: str) -> api.GenerateParams | None:
@@ -74,7 +77,14 @@ def _schema(wanted: str | dict[str, Any] | None) -> dict[str, Any] | None:
 
 def _message(message: Message, index: int) -> api.ChatMessage:
     _refuse(bool(message.images), f"messages[{index}].images: only text is understood")
-    return api.ChatMessage(message.role, message.content or "")
+    calls = [api.ToolCall(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    _refuse(bool(calls) and message.role != "assistant", f"messages[{index}]: only an assistant calls tools")
+    return api.ChatMessage(
+        message.role,
+        message.content or "",
+        calls,
+        name=message.tool_name or "" if message.role == "tool" else "",
+    )
 
 
 def _refuse_common(request: Asked) -> None:

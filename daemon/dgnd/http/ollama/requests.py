@@ -45,12 +45,27 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
+class CalledFunction(msgspec.Struct, frozen=True):
+    """What a call says."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A tool that an earlier message called."""
+
+    function: CalledFunction
+
+
 class Message(msgspec.Struct, frozen=True):
     """One message of the conversation."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
     images: list[Any] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
 
 
 class ChatRequest(Asked, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ from dgnd.http.openai.requests import (
     TextRequest,
     Texts,
     TokenIds,
+    ToolChoice,
 )
 
 #: What OpenAI's API takes where a request for bare text does not say.
@@ -32,7 +33,7 @@ _LEAST_TOP_P = 1e-9
 
 def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
     """One for each answer. Raises BadRequest for what can't be done here."""
-    _refuse("tools", bool(request.tools or request.functions), "tools are not supported")
+    _refuse("functions", bool(request.functions), "it is not supported; ask with tools")
     _refuse(
         "modalities",
         request.modalities is not None and set(request.modalities) != {"text"},
@@ -43,6 +44,7 @@ def chat_params(request: ChatRequest) -> list[api.GenerateParams]:
     told = (request.top_logprobs or 0) if request.logprobs else None
     params = msgspec.structs.replace(params, messages=_messages(request.messages), logprobs=told)
     params = msgspec.structs.replace(params, json_schema=_schema(request.response_format))
+    params = with_tools(params, request)
     return choices(params, request)
 
 
@@ -107,6 +109,22 @@ def common_params(request: Settings, max_tokens: int | None) -> api.GeneratePara
     )
 
 
+def with_tools(params: api.GenerateParams, request: ChatRequest) -> api.GenerateParams:
+    """With the tools that may be called, if any."""
+    choice = request.tool_choice
+    required = choice == "required" or isinstance(choice, ToolChoice)
+    if choice == "none" or not request.tools:
+        _refuse("tool_choice", required, "there are no tools")
+        return params
+    return msgspec.structs.replace(
+        params,
+        tools=request.tools,
+        tool_choice="required" if required else "auto",
+        tool_name=choice.function.name if isinstance(choice, ToolChoice) else None,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+    )
+
+
 def _schema(wanted: ResponseFormat | None) -> dict[str, Any] | None:
     if wanted is None or wanted.type == "text":
         return None
@@ -131,9 +149,26 @@ def _messages(messages: Sequence[Message]) -> list[api.ChatMessage]:
         api.ChatMessage(
             role="system" if message.role == "developer" else message.role,
             content=_text(message, f"messages[{index}].content"),
+            tool_calls=_calls(message, f"messages[{index}].tool_calls"),
+            tool_call_id=message.tool_call_id or "",
+            name=message.name or "" if message.role == "tool" else "",
         )
         for index, message in enumerate(messages)
     ]
+
+
+def _calls(message: Message, where: str) -> list[api.ToolCall]:
+    calls = message.tool_calls or []
+    _refuse(where, bool(calls) and message.role != "assistant", "only an assistant calls tools")
+    found = []
+    for index, call in enumerate(calls):
+        try:
+            arguments = msgspec.json.decode(call.function.arguments or "{}", type=dict[str, Any])
+        except (msgspec.MsgspecError, RecursionError):
+            place = f"{where}[{index}].function.arguments"
+            raise BadRequest(f"{place}: it is no JSON object", setting=place) from None
+        found.append(api.ToolCall(call.function.name, arguments, call.id))
+    return found
 
 
 def _text(message: Message, where: str) -> str:

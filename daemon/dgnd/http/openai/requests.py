@@ -28,11 +28,42 @@ class TextPart(msgspec.Struct, frozen=True):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct, frozen=True):
+    """What a call says; `arguments` is JSON."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """A tool that an earlier message called."""
+
+    function: CalledFunction
+    id: str = ""
+    type: Literal["function"] = "function"
+
+
 class Message(msgspec.Struct, frozen=True):
     """One message of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class ChosenFunction(msgspec.Struct, frozen=True):
+    """A tool by its name."""
+
+    name: str
+
+
+class ToolChoice(msgspec.Struct, frozen=True):
+    """The tool that has to be called."""
+
+    function: ChosenFunction
+    type: Literal["function"] = "function"
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -112,5 +143,7 @@ class ChatRequest(Settings, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[dict[str, Any]] | None = None
     modalities: list[str] | None = None

@@ -30,12 +30,12 @@ class Maker(Protocol):
         """What an answer begins with; None: nothing."""
         ...
 
-    def piece(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> object:
-        """A piece of an answer."""
+    def piece(self, index: int, text: str, logprobs: list[api.TokenLogprobs]) -> object | None:
+        """A piece of an answer; None: nothing of it is told yet."""
         ...
 
-    def end(self, index: int, reason: FinishReason) -> object:
-        """The end of an answer."""
+    def end(self, index: int, result: api.GenerateResult) -> Sequence[object]:
+        """What ends an answer."""
         ...
 
     def counts(self, usage: Usage) -> object | None:
@@ -59,7 +59,8 @@ class EventStream:
             first = self._maker.begin(index)
             events += b"" if first is None else event(first)
         if text or logprobs:
-            events += event(self._maker.piece(index, text, logprobs))
+            piece = self._maker.piece(index, text, logprobs)
+            events += b"" if piece is None else event(piece)
         if events or not self._exchange.started:
             await self._exchange.piece(EVENTS, events)
 
@@ -68,7 +69,7 @@ class EventStream:
         events = b""
         for index, result in enumerate(results):
             await self.delta(index, "", [])  # an answer of no tokens has a beginning, too
-            events += event(self._maker.end(index, finish_reason(result)))
+            events += b"".join(map(event, self._maker.end(index, result)))
         counts = self._maker.counts(usage(results, self._choices))
         events += b"" if counts is None else event(counts)
         await self._exchange.piece(EVENTS, events + DONE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -76,9 +77,9 @@ class _Maker:
         told = self.offsets[index].logprobs(logprobs) if logprobs else None
         return self._chunk([answers.TextChoice(index, text, None, told)])
 
-    def end(self, index: int, reason: answers.FinishReason) -> object:
+    def end(self, index: int, result: api.GenerateResult) -> Sequence[object]:
         """Why the text ends."""
-        return self._chunk([answers.TextChoice(index, "", reason)])
+        return [self._chunk([answers.TextChoice(index, "", finish_reason(result))])]
 
     def counts(self, usage: answers.Usage) -> object | None:
         """The counts, if they were asked for."""
