@@ -3,7 +3,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test check demo-model test-rootfs test-js test-churn bench clean
+.PHONY: help demo test check demo-model deb test-rootfs test-js test-systemd test-churn bench clean
 
 help:
 	@echo 'make demo               two daemons that share the demo model, and a chat with them'
@@ -11,8 +11,10 @@ help:
 	@echo 'make test               all checks and all tests'
 	@echo 'make check              ruff, mypy and the import contracts alone'
 	@echo 'make demo-model         train the demo model again'
+	@echo 'make deb                dist/dgn_VERSION_ARCH.deb: the service, with ONNX Runtime and its libraries'
 	@echo 'make test-rootfs        the demo in a minimal Debian root filesystem (root, mmdebstrap)'
 	@echo 'make test-js            js-libp2p from npm asks a node (node, npm)'
+	@echo 'make test-systemd       the .deb in Debian with a real systemd (root, systemd-nspawn, mmdebstrap)'
 	@echo 'make test-churn         an hour of nodes that die, leave and join under load'
 	@echo 'make bench              figures of this machine'
 	@echo 'make clean              removes .venv and caches'
@@ -44,6 +46,15 @@ test-rootfs:
 test-js:
 	@scripts/bootstrap.sh test
 	DGN_TEST_JS=1 $(BIN)/python -m pytest -rs tests/test_p2p_js.py
+
+deb:
+	@scripts/bootstrap.sh demo
+	$(BIN)/python packaging/deb/build.py
+
+test-systemd:
+	@scripts/bootstrap.sh test
+	$(BIN)/python packaging/deb/build.py
+	DGN_TEST_SYSTEMD=1 $(BIN)/python -m pytest -rs -s --timeout 1800 tests/test_systemd.py
 
 test-churn:
 	@scripts/bootstrap.sh test
