@@ -23,6 +23,7 @@ def newer_package(old: Path, directory: Path) -> Path:
     """The same with a higher revision; what it installs is that of the old one, byte for byte."""
     work = directory / "newer"
     control = work / "control"
+    work.mkdir()
     subprocess.run(["dpkg-deb", "--control", old, control], check=True)
     text = (control / "control").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("Version: ")]

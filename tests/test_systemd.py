@@ -188,9 +188,11 @@ def test_the_sandbox_is_there(machine: Machine) -> None:
         assert fields["Uid"].split()[0] == machine.run("id", "-u", "dgn").stdout.strip()
         assert machine.run("ps", "-o", "ni=", "-p", process).stdout.strip() == "19"
     inside = ["nsenter", "-t", daemon, "-m", "--"]
-    for path in ("/usr/new", "/etc/new", "/var/lib/new", f"/{CONFIG}"):
+    for path in ("/usr/new", "/etc/new", "/var/lib/new"):  # not even root could
         refused = machine.run(*inside, "touch", path, check=False)
         assert "Read-only file system" in refused.stderr, path
+    refused = machine.run(*inside, "runuser", "-u", "dgn", "--", "touch", f"/{CONFIG}", check=False)
+    assert "Permission denied" in refused.stderr
     assert machine.run(*inside, "ls", "-A", "/home", check=False).stdout == ""
     machine.run(*inside, "touch", "/var/lib/dgn/new")
     machine.run("rm", "/var/lib/dgn/new")
@@ -220,16 +222,16 @@ def test_what_the_administrator_disabled_stays_so(machine: Machine) -> None:
 
 
 def test_a_removal_leaves_what_is_yours(machine: Machine) -> None:
-    kept = machine.run("cat", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout
+    kept = machine.run("sha256sum", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout
     machine.run("apt-get", "remove", "-q", "-y", "dgn", timeout=600.0)
     assert not active(machine)
     gone = ("/usr/bin/dgnd", "/usr/lib/dgn", "/run/dgn/dgnd.sock", "/usr/lib/systemd/system/dgnd.service")
     for path in gone:
         assert machine.run("test", "-e", path, check=False).returncode == 1, path
     assert machine.run("pgrep", "-u", "dgn", check=False).stdout == ""
-    assert machine.run("cat", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
+    assert machine.run("sha256sum", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
     install(machine, made_package())
-    assert machine.run("cat", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
+    assert machine.run("sha256sum", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
     assert "dgnctl connect" in answer(machine)
 
 

@@ -16,6 +16,7 @@ import click
 import msgspec
 
 from dgnctl.child import child_running
+from dgnctl.completion import model_names
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size
 from dgnd.control.api import ModelInfo
@@ -47,6 +48,7 @@ def _no_more_than_processors(ctx: click.Context, param: click.Parameter, threads
     "--model",
     default=DEMO_MODEL,
     metavar="PATH|NAME",
+    shell_complete=model_names,
     help="A Hugging Face directory, a model of the running dgnd, or one that comes along.",
 )
 @click.option("--backend", help="The backend; auto takes the one that dgnd would.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from dgnctl.completion import session_names
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size, table
 from dgnd.control.api import CacheClearParams, CacheClearResult, CacheEntry
@@ -44,7 +45,7 @@ def list_entries(ctx: click.Context, as_json: bool) -> None:
 
 
 @cache.command()
-@click.argument("session", required=False)
+@click.argument("session", required=False, shell_complete=session_names)
 @json_option
 @socket_option
 @click.pass_context

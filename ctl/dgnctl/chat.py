@@ -18,6 +18,7 @@ from dgnctl.chat_keeper import Keeper
 from dgnctl.chat_link import Link
 from dgnctl.chat_store import LAST, ChatStore, history_file
 from dgnctl.chat_talk import Talk
+from dgnctl.completion import kept_chats, session_names
 from dgnctl.options import connect_client, socket_option
 from dgnctl.sampling import generation_options, template
 from dgnctl.screen import Screen
@@ -29,10 +30,13 @@ from dgnd.errors import BadRequest
 @click.command()
 @generation_options
 @click.option(
-    "--session", metavar="NAME", help="Keep the context in dgnd under this name; go on with it later."
+    "--session",
+    metavar="NAME",
+    shell_complete=session_names,
+    help="Keep the context in dgnd under this name; go on with it later.",
 )
 @click.option(
-    "--resume", is_flag=False, flag_value=LAST, metavar="[ID]",
+    "--resume", is_flag=False, flag_value=LAST, metavar="[ID]", shell_complete=kept_chats,
     help="Go on with a kept conversation, the last one if no ID is given; see dgnctl chats.",
 )  # fmt: skip
 @click.option("--no-keep", is_flag=True, help="Keep neither the conversation nor what is typed.")

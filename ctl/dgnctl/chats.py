@@ -9,6 +9,7 @@ import click
 
 from dgnctl.chat_file import SavedChat, encode, write_chat
 from dgnctl.chat_store import ChatStore
+from dgnctl.completion import kept_chats
 from dgnctl.options import json_option
 from dgnctl.output import emit, emit_json, table
 from dgnctl.token_file import write_ids
@@ -36,7 +37,7 @@ def list_chats(as_json: bool) -> None:
 
 
 @chats.command()
-@click.argument("id")
+@click.argument("id", shell_complete=kept_chats)
 @json_option
 def show(id: str, as_json: bool) -> None:
     """Show what was said in a conversation.
@@ -52,7 +53,7 @@ def show(id: str, as_json: bool) -> None:
 
 
 @chats.command()
-@click.argument("id", nargs=-1, required=True)
+@click.argument("id", nargs=-1, required=True, shell_complete=kept_chats)
 @json_option
 def rm(id: tuple[str, ...], as_json: bool) -> None:
     """Remove conversations for good."""
@@ -67,7 +68,7 @@ def rm(id: tuple[str, ...], as_json: bool) -> None:
 
 
 @chats.command()
-@click.argument("id")
+@click.argument("id", shell_complete=kept_chats)
 @click.argument("file")
 def export(id: str, file: str) -> None:
     """Write a conversation to FILE, as `/save` does: token ids to a .csv, else JSON. FILE of - is stdout."""

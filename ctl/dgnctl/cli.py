@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -17,6 +17,9 @@ from dgnctl.output import StdoutClosed, discard_stdout, emit_json, printable
 from dgnd.errors import BadRequest, Cancelled, DgnError
 
 EXIT_STDOUT_CLOSED: Final = 141
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 #: Each subcommand: where it is, and its line in the help.
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -56,6 +59,17 @@ class LazyGroup(click.Group):
         command = getattr(importlib.import_module(module), name)
         assert isinstance(command, click.Command)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Of the commands from the table, importing none; and the options."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table, importing none."""

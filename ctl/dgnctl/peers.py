@@ -6,6 +6,7 @@ from typing import Final
 
 import click
 
+from dgnctl.completion import peer_names
 from dgnctl.multiaddress import check_multiaddress
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
@@ -58,7 +59,7 @@ def connect(ctx: click.Context, multiaddr: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("peer")
+@click.argument("peer", shell_complete=peer_names)
 @json_option
 @socket_option
 @click.pass_context

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from dgnctl.completion import model_names
 from dgnd.control.api import GenerateParams
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,7 +40,12 @@ _SHARE = Finite(min=0, max=1)
 _SEED = click.IntRange(min=0, max=2**64 - 1)
 
 _OPTIONS = (
-    click.option("--model", metavar="NAME", help="The model; needed only where dgnd has several."),
+    click.option(
+        "--model",
+        metavar="NAME",
+        shell_complete=model_names,
+        help="Which; needed only where dgnd has several.",
+    ),
     click.option("--system", metavar="TEXT", help="The system message."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after N tokens."),
     click.option("--temperature", type=Finite(min=0), metavar="T", help="0 is greedy."),

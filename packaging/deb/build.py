@@ -159,11 +159,13 @@ def make_system_files(site: Path) -> None:
     place(f"{doc}/copyright", copyright_text(site))
     place(f"{doc}/examples/cuda.conf", (units / "cuda.conf").read_text())
     place("usr/share/lintian/overrides/dgn", (HERE / "lintian-overrides").read_text())
-    make_manuals()
-
-
-def make_manuals() -> None:
-    """Man pages and completions, from the commands that the package itself has."""
+    manuals = [
+        ROOT / "packaging/manuals.py",
+        TREE,
+        version(),
+        time.strftime("%Y-%m-%d", time.gmtime(epoch())),
+    ]
+    run(TREE / LIB / "bin/python3", "-B", *manuals)
 
 
 def copyright_text(site: Path) -> str:
