@@ -23,7 +23,8 @@ from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
-from dgnd.plan import format_bytes, format_plan, make_plan
+from dgnd.plan import format_plan, make_plan
+from dgnd.words import format_bytes
 
 PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
 HIDDEN, INNER, VOCAB, BLOCKS = 8, 16, 32, 3
@@ -189,7 +190,7 @@ def test_check_says_what_a_node_may_choose(
     (plan,) = make_plan(load_config(auto_config(tmp_path, "")))
     assert plan.auto is not None
     assert (plan.auto.by_memory, plan.auto.blocks) == (True, 3)
-    assert "of weights, 70% of the memory that is available now" in format_plan((plan,))
+    assert "of weights, 70% of the memory that is free now" in format_plan((plan,))
 
 
 def test_too_few_bytes_to_choose_with_are_named(tmp_path: Path, model: Path) -> None:

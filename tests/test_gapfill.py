@@ -22,6 +22,7 @@ from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import BlocksMissing
 from dgnd.gapfill import _WANTED_S
+from dgnd.ledger import PROGRAM_BYTES
 
 FILL = "[sessions]\nfill_gaps = true\nrecover_s = {}"
 
@@ -202,9 +203,9 @@ def test_a_load_that_does_not_move_is_given_up(tiny: Path) -> None:
 
 def test_too_little_memory_is_said_in_numbers(tiny: Path) -> None:
     async def main(cluster: SimCluster, strike: Callable[[int], None]) -> None:
-        numbers = r"that takes [\d.]+ KiB, and weights may take 700 B of the available memory"
+        numbers = r"that takes [\d.]+ KiB, and weights may take 700 B of the free memory"
         with (
-            mock.patch("dgnd.system_memory.available_bytes", return_value=1000),
+            mock.patch("dgnd.ledger.available_bytes", return_value=PROGRAM_BYTES + 1000),
             pytest.raises(BlocksMissing, match=f"this node can't load 2-3,head itself: {numbers}"),
         ):
             await cluster.ask("a", PARAMS, strike)

@@ -101,7 +101,7 @@ def refuse_to_open(cluster: SimCluster, names: str) -> None:
     for name in names:
         node = cluster.nodes[name].node
         assert node is not None
-        node.hops.set_limits(0, 1 << 20)
+        node.hops.set_limits(0)
 
 
 async def ask_while(
@@ -171,7 +171,7 @@ def test_who_leaves_goes_on_where_its_replacement_fails(model: Path) -> None:
             cluster.drain(first)
 
         def fails_while_it_is_filled() -> None:
-            cluster.node(other).hops.set_limits(64, 1 << 20)
+            cluster.node(other).hops.set_limits(64)
             cluster.drain(first)
             cluster.net.tamper = strike_at_replay
 

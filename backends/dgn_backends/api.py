@@ -35,6 +35,7 @@ class LoadRequest:
     threads: int | None = None  #: compute threads; None leaves it to the backend
     quant: Quant = "none"
     cache_dir: Path | None = None  #: where quantised weights may be kept for the next start; None: nowhere
+    map_weights: bool = True  #: False: what isn't quantised is copied into memory of the process's own
 
 
 #: Called with (bytes done, bytes in all) while loading; calls count as a sign of life.
@@ -122,3 +123,13 @@ class Backend(Protocol):
 
         Raises ModelError for the files, BackendUnavailable for the device or dtype, LimitError for memory.
         """
+
+
+@runtime_checkable
+class CountsWeights(Protocol):
+    """What a backend may also have, so that it is known before loading whether something fits. Without it a
+    tensor is taken to need what it has in its file, or what `quant` makes of that."""
+
+    def loaded_bytes(self, request: LoadRequest) -> int:
+        """Bytes of this machine's memory that the weights of `request` will take once they are loaded; 0
+        where they go elsewhere, to a GPU say. Reads no weights."""

@@ -26,6 +26,7 @@ from dgn_backends.onnx_pools import DevicePools, HostPools, KvShape, Pools
 from dgn_backends.onnx_release import trim
 from dgn_backends.onnx_runner import OnnxRunner
 from dgn_backends.onnx_segments import Segments
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.tensor import DType
 
 
@@ -37,6 +38,12 @@ class OnnxBackend:
     def devices(self) -> list[str]:
         """CUDA devices, where ONNX Runtime can use them, then the CPU."""
         return _usable(find_cuda())
+
+    def loaded_bytes(self, request: LoadRequest) -> int:
+        """See `CountsWeights`."""
+        if _cuda_index(request.device, find_cuda()) is not None:
+            return 0
+        return loaded_bytes(request.quant, request.config, [request.span], "f32")
 
     def load(self, request: LoadRequest, progress: Progress) -> OnnxRunner:
         """See the protocol. `threads` are those of the span's own pool; None takes one for each core."""

@@ -40,7 +40,7 @@ class SpanFiles:
         self._request = request
         self._dtype = dtype
         self._for_cpu = for_cpu
-        self._files = ModelFiles(request.path)
+        self._files = ModelFiles(request.path, copies=not request.map_weights and request.quant == "none")
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
         self._quantised: QuantisedFiles | None = None
@@ -65,7 +65,7 @@ class SpanFiles:
     def _made_bytes(self, name: str, shape: Shape) -> int:
         if self._quantised is not None:
             return stored_bytes(self._request.quant, name, shape, "f32")
-        is_mapped = self._files.tensor(name, shape).dtype == self._dtype
+        is_mapped = not self._files.copies and self._files.tensor(name, shape).dtype == self._dtype
         return 0 if is_mapped else tensor_bytes(self._dtype, shape)
 
     def finish(self) -> None:

@@ -44,7 +44,8 @@ def stored_bytes(quant: str, tensor: str, shape: Shape, dtype: DType) -> int:
     return scheme.n_bytes(shape[0], shape[1]) if len(shape) == 2 else tensor_bytes("f32", shape)
 
 
-def loaded_bytes(quant: str, config: ModelConfig, spans: Iterable[Span]) -> int:
-    """Bytes of the weights of `spans` in one worker, which holds a tensor once that two of them need."""
+def loaded_bytes(quant: str, config: ModelConfig, spans: Iterable[Span], dtype: DType | None = None) -> int:
+    """Bytes of the weights of `spans` in one worker, which holds a tensor once that two of them need.
+    `dtype`: of what is not quantised; None: as in the files."""
     tensors = {name: shape for span in spans for name, shape in span_tensors(config, span).items()}
-    return sum(stored_bytes(quant, name, shape, config.dtype) for name, shape in tensors.items())
+    return sum(stored_bytes(quant, name, shape, dtype or config.dtype) for name, shape in tensors.items())

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from dgn_backends.api import LoadRequest, Progress, Quant, Step, StepOutput
 from dgn_backends.errors import BackendError, BackendUnavailable
 from dgn_backends.kv import PAGE_POSITIONS, PagedKV
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.reference_load import block_weights, read_weights
 from dgn_backends.reference_math import (
     SUM_LENGTH,
@@ -48,6 +49,10 @@ class ReferenceBackend:
     def devices(self) -> list[str]:
         """Always the CPU alone."""
         return ["cpu"]
+
+    def loaded_bytes(self, request: LoadRequest) -> int:
+        """See `CountsWeights`."""
+        return loaded_bytes("none", request.config, [request.span], "f32")
 
     def load(self, request: LoadRequest, progress: Progress) -> ReferenceRunner:
         """Reads the span's tensors and makes it ready to run."""

@@ -25,7 +25,7 @@ F32 = npt.NDArray[np.float32]
 def read_weights(request: LoadRequest, progress: Progress) -> dict[str, F32]:
     """Every tensor that the request's span needs, by name, f32: in place in the mapped file where it is f32
     there, and as what it is after quantisation where that was asked for."""
-    files = ModelFiles(request.path)
+    files = ModelFiles(request.path, copies=not request.map_weights and request.quant == "none")
     files.check(request.config, request.span)
     shapes = span_tensors(request.config, request.span)
     total = sum(tensor_bytes("f32", shape) for shape in shapes.values())

@@ -15,6 +15,7 @@ from dgn_backends.api import LoadRequest, Progress, Quant
 from dgn_backends.cpu_digest import cpu_digest
 from dgn_backends.errors import BackendUnavailable, LimitError
 from dgn_backends.model import ModelConfig
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.tensor import DType
 from dgn_backends.torch_attention import probes
 from dgn_backends.torch_block import Tiles
@@ -37,6 +38,13 @@ class TorchBackend:
     def devices(self) -> list[str]:
         """CUDA devices, if any, then the CPU."""
         return [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["cpu"]
+
+    def loaded_bytes(self, request: LoadRequest) -> int:
+        """See `CountsWeights`."""
+        device = self._device(request.device)
+        if device.type != "cpu":
+            return 0
+        return loaded_bytes(request.quant, request.config, [request.span], _dtype(request, device))
 
     def load(self, request: LoadRequest, progress: Progress) -> TorchRunner:
         """See the protocol. `threads` sets torch's threads for the whole process."""

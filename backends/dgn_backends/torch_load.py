@@ -68,7 +68,7 @@ class _Loader:
         self, request: LoadRequest, device: torch.device, dtype: torch.dtype, progress: Progress
     ) -> None:
         self._request = request
-        self._files = ModelFiles(request.path)
+        self._files = ModelFiles(request.path, copies=not request.map_weights and request.quant == "none")
         self._files.check(request.config, request.span)
         self._shapes = span_tensors(request.config, request.span)
         self._tied = request.span.embed and request.span.head and request.config.tied_head

@@ -97,10 +97,12 @@ class ModelFiles:
     """The weights in one directory: `model.safetensors`, or shards named by `model.safetensors.index.json`.
 
     Making it reads the index alone. Every method raises ModelError, one line naming the file and the tensor.
+    `copies`: tensors are copied, into memory of the process's own.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, copies: bool = False) -> None:
         self.path = path
+        self.copies = copies
         self._open: dict[str, SafetensorsFile] = {}
         self._index: Mapping[str, str] | None = None  # None: a single file holds all
         if not has_weights(path):
@@ -136,9 +138,15 @@ class ModelFiles:
     def tensor(self, name: str, shape: Shape) -> Tensor:
         """Tensor `name`, whose shape must be `shape`: a read-only view of the mapped file, without a copy.
 
-        The view is not necessarily aligned in memory; it stays valid for as long as it is held.
+        The view is not necessarily aligned in memory; it stays valid for as long as it is held. With
+        `copies` it is a copy, which is aligned.
         """
-        return self._file(name).tensor(name, shape)
+        tensor = self._file(name).tensor(name, shape)
+        if not self.copies:
+            return tensor
+        copy = Tensor(tensor.dtype, tensor.shape, bytearray(tensor.data))
+        self.release(name)
+        return copy
 
     def release(self, name: str) -> None:
         """Gives back the memory that reading tensor `name` took; reading it again takes it again."""

@@ -99,12 +99,13 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], indent: str = "
     return "\n".join(out) + "\n"
 
 
-def wrapped(text: str, indent: str = "") -> str:
-    """A sentence in lines that fit the width."""
+def wrapped(text: str, indent: str = "", hanging: str | None = None) -> str:
+    """A sentence in lines that fit the width; `hanging`: the indent of all but the first."""
     import textwrap  # `dgnctl --help` does without
 
     filled = textwrap.fill(
-        printable(text).replace("\n", " "), width() - 1, initial_indent=indent, subsequent_indent=indent,
+        printable(text).replace("\n", " "), width() - 1, initial_indent=indent,
+        subsequent_indent=indent if hanging is None else hanging,
         break_on_hyphens=False, break_long_words=False,
     )  # fmt: skip
     return filled + "\n"

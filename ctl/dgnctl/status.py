@@ -7,7 +7,7 @@ import click
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json, size, table, wrapped
 from dgnctl.speeds import speed_table
-from dgnd.control.api import RouteHop, Status
+from dgnd.control.api import MemoryStatus, RouteHop, Status
 
 
 @click.command()
@@ -37,6 +37,8 @@ def describe(found: Status) -> str:
             for w in found.workers
         ]
         parts.append(table(("MODEL", "BLOCKS", "STATE", "BACKEND", "WEIGHTS", "KV", ""), rows))
+    if found.memory.budget:
+        parts.append(memory(found.memory))
     if found.missing:
         rows_missing = [(model, span) for model, span in found.missing.items()]
         parts.append(table(("MODEL", "MISSING: NOBODY IN REACH SERVES"), rows_missing))
@@ -54,6 +56,20 @@ def describe(found: Status) -> str:
     if found.notes:
         parts.append(table(("NOTES",), [(note,) for note in found.notes]))
     return "\n".join(parts)
+
+
+def memory(found: MemoryStatus) -> str:
+    """What holds it, in two lines."""
+    mapped = f" ({size(found.weights_mapped)} mapped)" if found.weights_mapped else ""
+    held = [
+        f"weights {size(found.weights)}{mapped}",
+        f"KV {size(found.kv)} of {size(found.kv_limit)}",
+        f"journals {size(found.journals)}",
+        f"queues {size(found.queues)}",
+        f"programs {size(found.programs)}",
+    ]
+    budget = f"{size(found.used)} of {size(found.budget)} ({found.by}), {size(found.free)} free"
+    return wrapped(f"MEMORY  {budget}: {', '.join(held)}", "", "        ")
 
 
 def route(hops: list[RouteHop]) -> str:

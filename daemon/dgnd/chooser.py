@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import trio
 
 from dgn_backends.errors import ModelError
-from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.span import format_units, span_of_units
 from dgnd.autospan import choose, may_choose, missing, patience_s, worth_changing
 from dgnd.blocksmap import AutoRow, BlocksMap
@@ -22,10 +21,9 @@ from dgnd.errors import DgnError
 from dgnd.models import LocalModel
 from dgnd.names import Names
 from dgnd.offers import OfferBook
-from dgnd.plan import format_bytes
 from dgnd.replacing import Replacing, Wanted
 from dgnd.sizes import Sizes, read_sizes
-from dgnd.system_memory import room_for_weights
+from dgnd.words import format_bytes
 
 log = logging.getLogger("dgnd.chooser")
 
@@ -53,6 +51,7 @@ class Chooser:
     offers: OfferBook
     names: Names
     replacing: Replacing
+    room: Callable[[int], int]  #: bytes that weights may take, beside those given up
     _watches: dict[str, _Watch] = field(default_factory=dict)
     _rows: trio.Event = field(default_factory=trio.Event)  # there are some
 
@@ -162,13 +161,7 @@ class Chooser:
         """Bytes of weights that the model may have here."""
         if row.max_bytes is not None:
             return row.max_bytes
-        loading = sum(
-            loaded_bytes(other.section.quant, other.config, other.spans)
-            for other in self.models.values()
-            if other is not model and other.worker is not None and not other.worker.ready
-        )
-        own = model.worker.weights_bytes if model.worker is not None else 0
-        return room_for_weights(own - loading)
+        return self.room(model.worker.weights_bytes if model.worker is not None else 0)
 
 
 def _nothing_fits(sizes: Sizes, most: int) -> str:

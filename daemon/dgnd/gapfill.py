@@ -18,11 +18,10 @@ from dgnd.background import Background
 from dgnd.errors import DgnError
 from dgnd.models import Filling, LocalModel
 from dgnd.offers import OfferBook
-from dgnd.plan import format_bytes
 from dgnd.replacing import Replacing, loaded
 from dgnd.sizes import read_sizes
-from dgnd.system_memory import room_for_weights
 from dgnd.waiting import wait_while
+from dgnd.words import format_bytes
 from dgnd.workers import WorkerHandle
 from dgnd.workshop import Workshop
 
@@ -49,13 +48,15 @@ class _Gap:
 
 @dataclass(slots=True)
 class GapFill:
-    """One node's. `changed`: what this node has for its own answers is different now."""
+    """One node's. `changed`: what this node has for its own answers is different now; `room`: bytes that
+    weights may take."""
 
     offers: OfferBook
     workshop: Workshop
     replacing: Replacing
     background: Background
     changed: Callable[[], None]
+    room: Callable[[int], int]
     _gaps: dict[str, list[_Gap]] = field(default_factory=dict)  # by model; each gap has other units
 
     def ask(
@@ -96,11 +97,11 @@ class GapFill:
         absent = units - sizes.present
         if absent:
             return f"the files of {format_units(absent, model.config.n_blocks)} are not in {model.path}"
-        needed, room = sizes.of(units), room_for_weights()
+        needed, room = sizes.of(units), self.room(0)
         if needed > room:
             return (
                 f"that takes {format_bytes(needed)}, and weights may take {format_bytes(room)} of the "
-                "available memory"
+                "free memory"
             )
         return ""
 

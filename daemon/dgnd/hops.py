@@ -278,9 +278,9 @@ class HopServer:
             failure = failure_of(Draining(why), key, hop.fence.branch, "drain")
             self._host.post(key.origin, Frame(failure))
 
-    def set_limits(self, max_sessions: int, journal_bytes: int) -> None:
-        """As in the constructor; what is beyond them now stays."""
-        self._admission.max_sessions, self.journals.max_bytes = max_sessions, journal_bytes
+    def set_limits(self, max_sessions: int) -> None:
+        """As in the constructor; what is beyond it now stays."""
+        self._admission.max_sessions = max_sessions
 
     def close(self, hops: Iterable[Hop], reason: str) -> None:
         """They end here, and their origins are told."""

@@ -108,6 +108,14 @@ class JournalBook:
         self.bytes -= journal.bytes
         journal.append(Kept(step.start, step.stop, step.digest_start, step.digest_end, rows))
         self.bytes += journal.bytes
+        self._make_room()
+
+    def limit(self, max_bytes: int) -> None:
+        """Another budget; what is beyond it is forgotten."""
+        self.max_bytes = max_bytes
+        self._make_room()
+
+    def _make_room(self) -> None:
         for oldest in self._journals.values():
             if self.bytes <= self.max_bytes:
                 break

@@ -145,6 +145,7 @@ class LocalModel:
             quant=section.quant,
             cache_dir=str(cache),
             kv_bytes=section.kv_bytes or 0,
+            map_weights=section.map_weights,
         )
 
     def loaded(self) -> tuple[LoadedSpan, ...]:

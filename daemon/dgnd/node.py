@@ -18,6 +18,7 @@ from dgnd.background import Background
 from dgnd.blocksmap import BlocksMap
 from dgnd.bookings import Bookings
 from dgnd.chooser import Chooser
+from dgnd.config.amount import parse_amount
 from dgnd.config.load import LoadedConfig
 from dgnd.drain import Drain
 from dgnd.driver_host import DriverHost, hop_ids
@@ -27,6 +28,7 @@ from dgnd.figures import LOOK_S, Saying
 from dgnd.gapfill import GapFill
 from dgnd.hops import HopServer
 from dgnd.identity import Identity
+from dgnd.ledger import Ledger
 from dgnd.market import Market
 from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
@@ -130,6 +132,19 @@ class Node:
             config.sessions.max_sessions,
             config.sessions.journal_bytes,
         )
+        self.ledger = Ledger(
+            parse_amount(config.limits.memory),
+            config.sessions.journal_bytes,
+            self.models,
+            self.workshop.running,
+            self.hops.journals,
+            self.office,
+        )
+        self._keeps_ledger = parts.keeps_ledger
+        self.workshop.allowance = self.ledger.allowance
+        for model in self.models.values():
+            if model.worker is not None:
+                model.worker.allowance = self.ledger.allowance
         self.suspects = Suspects(trio.current_time)
         self.stop_requested = trio.Event()
         host = DriverHost(
@@ -153,11 +168,18 @@ class Node:
         self.drain = Drain(
             leaving, self.hops, self.engine, self._tell_offers, self.background, config.node.drain_s
         )
-        replacing = Replacing(self.workshop, self.hops, leaving, self._tell_offers, self.drain)
-        self.engine.filler = GapFill(
-            self.offers, self.workshop, replacing, self.background, self._offers_changed
+        replacing = Replacing(
+            self.workshop, self.hops, leaving, self._tell_offers, self.drain, self.ledger.room_for_another
         )
-        self.chooser = Chooser(self.models, self.offers, self.names, replacing)
+        self.engine.filler = GapFill(
+            self.offers,
+            self.workshop,
+            replacing,
+            self.background,
+            self._offers_changed,
+            self.ledger.room_for_weights,
+        )
+        self.chooser = Chooser(self.models, self.offers, self.names, replacing, self.ledger.room_for_weights)
         self.chooser.set_rows(blocks)
         self.reloader = Reloader(
             ReloadHost(
@@ -173,6 +195,7 @@ class Node:
                 serve=self._serve,
                 tell=self._tell_offers,
                 background=self.background,
+                ledger=self.ledger,
             ),
             loaded,
         )
@@ -203,6 +226,7 @@ class Node:
             reloader=self.reloader,
             chooser=self.chooser,
             standing=self.standing,
+            ledger=self.ledger,
             stop=self.stop,
         )
 
@@ -211,7 +235,7 @@ class Node:
     def _worker_news(self) -> WorkshopHandlers:
         return WorkshopHandlers(
             on_frame=lambda model, frame: self.hops.on_worker_frame(model, frame),
-            on_ready=self._offers_changed,
+            on_ready=self._on_worker_ready,
             on_silent=self._on_worker_silent,
             on_down=self._on_worker_down,
         )
@@ -313,6 +337,11 @@ class Node:
         self.engine.on_peer_down(peer, why)
         self.network.announce()
 
+    def _on_worker_ready(self) -> None:
+        if self._keeps_ledger:
+            self.ledger.share()
+        self._offers_changed()
+
     def _on_worker_silent(self, model: str, why: str, keys: Collection[HopKey]) -> None:
         self.hops.on_worker_silent(model, why, keys)
         self.network.announce()
@@ -369,6 +398,8 @@ class Node:
             self.background.start(self._sweep)
             self.background.start(self.chooser.run)
             self.background.start(self._say_figures)
+            if self._keeps_ledger:
+                self.background.start(self.ledger.run)
             self.standing.started = True
             await self.stop_requested.wait()
             self.drain.begin()

@@ -21,3 +21,4 @@ class NodeParts:
     network: Callable[[Identity, NetworkSettings, NetworkHandlers], PeerNetwork] = PeerNetwork
     worker: Callable[[LoadSpans, WorkerHandlers, Seal], WorkerHandle] = WorkerHandle
     seal: Callable[[Path, Path], Seal] = Seal
+    keeps_ledger: bool = True  #: whether memory of real processes is counted and limited

@@ -20,13 +20,15 @@ from dgn_backends.span import Span, format_spans, format_units, spans_of_units
 from dgn_backends.weights import INDEX_FILE, ModelFiles
 from dgnd.blocksmap import AutoRow, BlocksMap
 from dgnd.config import LoadedConfig
+from dgnd.config.amount import parse_amount
 from dgnd.config.check import SELF
 from dgnd.errors import ConfigError
 from dgnd.generation import model_sampling
+from dgnd.ledger import WEIGHTS_SHARE, room_at_start
 from dgnd.models import model_path
 from dgnd.sizes import Sizes, read_sizes
-from dgnd.system_memory import WEIGHTS_SHARE, room_for_weights
 from dgnd.text.assets import TextAssets
+from dgnd.words import format_bytes
 
 #: Files beside the weights, as far as a model has them.
 SMALL_FILES = (
@@ -112,8 +114,8 @@ def check_auto(loaded: LoadedConfig, row: AutoRow, name: str, path: Path, config
     return sizes
 
 
-def _plan_auto(row: AutoRow, sizes: Sizes, config: ModelConfig) -> AutoPlan:
-    most = room_for_weights() if row.max_bytes is None else row.max_bytes
+def _plan_auto(row: AutoRow, sizes: Sizes, config: ModelConfig, memory: str) -> AutoPlan:
+    most = room_at_start(parse_amount(memory)) if row.max_bytes is None else row.max_bytes
     fitting = min(most // sizes.of_block, config.n_blocks)
     present = format_units(sizes.present, config.n_blocks)
     return AutoPlan(most, row.max_bytes is None, fitting, present)
@@ -150,7 +152,9 @@ def _plan_model(
         small_files=tuple(file for file in SMALL_FILES if (path / file).exists()),
         missing=blocks.missing(name),
         absent=absent,
-        auto=None if row is None or sizes is None else _plan_auto(row, sizes, config),
+        auto=None
+        if row is None or sizes is None
+        else _plan_auto(row, sizes, config, loaded.config.limits.memory),
         speechless=speechless,
     )
 
@@ -202,17 +206,7 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
 
 
 def _auto_lines(plan: ModelPlan, auto: AutoPlan, quantised: str) -> Iterator[str]:
-    why = f", {WEIGHTS_SHARE:.0%} of the memory that is available now" if auto.by_memory else ""
+    why = f", {WEIGHTS_SHARE:.0%} of the memory that is free now" if auto.by_memory else ""
     yield f"  self  auto: up to {format_bytes(auto.most_bytes)} of weights{quantised}{why}"
     yield f"    {auto.blocks} of {plan.n_blocks} blocks fit; it takes those that its peers lack most"
     yield f"    its files here are those of {auto.present}"
-
-
-def format_bytes(count: int) -> str:
-    """`count` with a unit that keeps it short: 5.2 MiB."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

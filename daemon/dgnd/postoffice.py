@@ -25,7 +25,7 @@ log = logging.getLogger("dgnd.postoffice")
 
 #: Frames that may wait for one peer; far more than the credits of honest sessions let come together.
 WAITING = 8192
-#: Bytes of their tensors, as many as journals have; one frame may always wait.
+#: Bytes of their tensors at most, if there is memory for so many; one frame may always wait.
 WAITING_BYTES = 256 << 20
 #: Sends one frame to a peer; `bulk` chooses the stream that may be slow.
 Send = Callable[[str, Frame, bool], Awaitable[None]]
@@ -66,6 +66,7 @@ class PostOffice:
         self, me: str, send: Send, send_now: SendNow, deliver: Deliver, background: Background
     ) -> None:
         self.me = me
+        self.most_bytes = WAITING_BYTES  #: of tensors that may wait for one peer
         self._send = send
         self._send_now = send_now
         self._deliver = deliver
@@ -89,7 +90,7 @@ class PostOffice:
             self._queues[address] = queue
             self._background.start(self._carry, *address, queue)
         try:
-            if peer != self.me and queue.bytes and queue.bytes + _size(frame) > WAITING_BYTES:
+            if peer != self.me and queue.bytes and queue.bytes + _size(frame) > self.most_bytes:
                 raise trio.WouldBlock
             queue.inlet.send_nowait((frame, left))
             queue.unsent += 1
@@ -98,6 +99,11 @@ class PostOffice:
         except trio.WouldBlock:
             self._complain(peer, queue)
             return False
+
+    @property
+    def bytes(self) -> int:
+        """Of all tensors that wait."""
+        return sum(queue.bytes for queue in self._queues.values())
 
     def _complain(self, peer: str, queue: _Queue) -> None:
         now, told = trio.current_time(), queue.full

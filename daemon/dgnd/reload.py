@@ -23,6 +23,7 @@ from dgnd.errors import ConfigError, NotReady
 from dgnd.handover import leave_peers
 from dgnd.hop import Hop
 from dgnd.hops import HopServer
+from dgnd.ledger import Ledger
 from dgnd.models import LocalModel, read_model
 from dgnd.names import Names
 from dgnd.offers import OfferBook
@@ -60,6 +61,7 @@ class ReloadHost:
     serve: Callable[[LocalModel], None]  #: has a new model's digests made, so that it can be used
     tell: Callable[[], None]
     background: Background
+    ledger: Ledger
 
 
 @dataclass(slots=True)
@@ -147,7 +149,8 @@ class Reloader:
     def _set_numbers(self, config: Config) -> None:
         host, sessions = self.host, config.sessions
         host.engine.settings = EngineSettings.of(sessions)
-        host.hops.set_limits(sessions.max_sessions, sessions.journal_bytes)
+        host.hops.set_limits(sessions.max_sessions)
+        host.ledger.configure(config.limits, sessions)
         host.drain.drain_s = config.node.drain_s
 
     def _set_peers(self, old: Config, new: Config, gone: Collection[str]) -> None:

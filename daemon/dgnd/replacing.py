@@ -18,7 +18,6 @@ from dgnd.hop import Hop
 from dgnd.hops import HopServer
 from dgnd.leaving import Leaving
 from dgnd.models import LocalModel
-from dgnd.system_memory import available_bytes
 from dgnd.waiting import wait_while
 from dgnd.workers import WorkerHandle
 from dgnd.workshop import Workshop
@@ -46,6 +45,7 @@ class Replacing:
     leaving: Leaving
     tell: Callable[[], None]
     drain: Drain
+    room: Callable[[], int]  #: bytes that the weights of one more worker may take
     one_at_a_time: trio.Lock = field(default_factory=trio.Lock)
 
     async def replace(self, model: LocalModel, wanted: Wanted) -> str:
@@ -67,7 +67,7 @@ class Replacing:
         old = model.worker
         new = self.workshop.build(model, section, spans) if spans else None
         needed = loaded_bytes(section.quant, model.config, spans)
-        if old is not None and new is not None and needed < available_bytes():
+        if old is not None and new is not None and needed < self.room():
             self.workshop.start(new)
             why = await loaded(new)
             if why:

@@ -27,6 +27,7 @@ from dgnd.engine import DeltaSink, Engine
 from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
 from dgnd.footprint import footprint
 from dgnd.hops import HopServer
+from dgnd.ledger import Ledger
 from dgnd.map_view import map_rows
 from dgnd.models import LocalModel
 from dgnd.names import Names
@@ -59,6 +60,7 @@ class NodeService:
     reloader: Reloader
     chooser: Chooser
     standing: Standing
+    ledger: Ledger
     stop: Callable[[], None]
     prober: Prober = field(default_factory=Prober)
 
@@ -107,7 +109,24 @@ class NodeService:
             process=api.ProcessStatus(**dataclasses.asdict(footprint())),
             hops=len(self.hops.hops),
             journal_bytes=self.hops.journals.bytes,
+            memory=self._memory(),
             speeds=list(node_figures(self.models, self.offers, self.names)),
+        )
+
+    def _memory(self) -> api.MemoryStatus:
+        found = self.ledger.account()
+        return api.MemoryStatus(
+            budget=found.budget,
+            by=found.by,
+            used=found.used,
+            free=found.free,
+            weights=found.weights,
+            weights_mapped=found.mapped,
+            kv=found.kv,
+            kv_limit=found.kv_limit,
+            journals=found.journals,
+            queues=found.queues,
+            programs=found.programs,
         )
 
     def _missing(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import trio
 
 from dgn_backends.registry import label_of
@@ -22,6 +23,7 @@ from dgnd.errors import (
     BackendError,
     BackendUnavailable,
     DgnError,
+    LimitError,
     ModelError,
     ProtocolError,
     WorkerDied,
@@ -30,6 +32,7 @@ from dgnd.errors import (
 from dgnd.mapped_files import MappedFiles
 from dgnd.running_note import RunningNote
 from dgnd.seal import Seal
+from dgnd.system_memory import private_bytes
 from dgnd.vitals import moved_by
 from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
 from dgnd.wire.limits import DEFAULT_LIMITS
@@ -61,7 +64,7 @@ _SILENT_LOADING_S = 180.0  #: the same before it is loaded: importing a library 
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 60.0
 #: Of loading: what nobody's waiting changes.
-_PERMANENT = (BackendUnavailable, ModelError)
+_PERMANENT = (BackendUnavailable, ModelError, LimitError)
 _STEADY_S = 10.0  #: one that was ready after so long begins with the first delay again
 
 
@@ -88,6 +91,12 @@ class WorkerHandle:
         self.spans: tuple[LoadedSpan, ...] = ()
         self.stats = WorkerStats()
         self.fault: DgnError | None = None  #: why it can't load, where trying again alone won't help
+        self.allowance: Callable[[WorkerHandle], int] = lambda _: (
+            0
+        )  #: bytes that its process may have; 0: any
+        self.private_bytes = 0  #: what its process has to itself, when it was last looked at
+        self.private_weights = 0  #: of its weights, what is not mapped from files
+        self.apart = False  #: it computes in another memory than the machine's
         self._handlers = handlers
         self._seal = seal
         self._writer: EagerWriter | None = None
@@ -175,7 +184,7 @@ class WorkerHandle:
     def stopped(self, why: str) -> None:
         """It does not run, for a reason that is not its own."""
         self.state, self.detail, self.pid, self.fault = "stopped", why, None, None
-        self.spans, self.stats = (), WorkerStats()
+        self.spans, self.stats, self.private_bytes = (), WorkerStats(), 0
 
     async def _run_on(self) -> None:
         delay = _FIRST_DELAY_S
@@ -188,8 +197,10 @@ class WorkerHandle:
             self.fault = error if isinstance(error, _PERMANENT) else None
             self.state = "restarting" if self.fault is None else "failed"
             self.detail, self.pid = why, None
-            self.spans, self.stats = (), WorkerStats()
-            if self.fault is None or before is None or before.message != why:
+            self.spans, self.stats, self.private_bytes = (), WorkerStats(), 0
+            if isinstance(error, LimitError):  # each try takes memory for a while, and time
+                delay = _LONGEST_DELAY_S
+            if self.fault is None or _differs(before, self.fault):
                 log.error("worker of %s: %s; starting it again in %.1f s", self.model, why, delay)
             self._handlers.on_down(self.model, why, self._running)
             await trio.sleep(delay)
@@ -220,7 +231,9 @@ class WorkerHandle:
         oom_before = oom_kills()
         ours.setblocking(False)
         self._writer = EagerWriter(ours)
-        self.post(Frame(self.request))
+        self.private_bytes = 0
+        allowance = self.allowance(self)
+        self.post(Frame(msgspec.structs.replace(self.request, memory_bytes=allowance)))
         hung = False
         try:
             with ours:
@@ -291,23 +304,31 @@ class WorkerHandle:
         match frame.message:
             case LoadProgress(done=done, total=total):
                 self._look_at_files()
+                self._look_at_memory()
                 if self.fault is None:
                     self.detail = f"loading: {100 * done // max(total, 1)} %"
-            case Loaded(spans=spans):
+            case Loaded(spans=spans) as loaded:
                 if not self._seal.holds():  # the next start finds out what they are
                     raise BackendError("the model's files were touched while it loaded them")
                 self._look_at_files()
                 self.spans, self.state, self.detail, self.fault = spans, "ready", "", None
+                self.private_weights, self.apart = loaded.private_weights, loaded.apart
+                self._look_at_memory()
                 log.info("worker of %s: %s loaded", self.model, ",".join(span.span for span in spans))
                 self._handlers.on_ready(self.model)
             case WorkerStats() as stats:
                 self.stats = stats
+                self._look_at_memory()  # at the same moment, so that they can be compared
             case Pong():
                 self.post(Frame(WorkerStats()))
             case Failure(tag="w.load", kind=kind, message=message):
                 self._failure = error_from(kind, message, {})
             case _:
                 self._handlers.on_frame(self.model, frame)
+
+    def _look_at_memory(self) -> None:
+        if self.pid is not None:
+            self.private_bytes = private_bytes(self.pid)
 
     def _look_at_files(self) -> None:
         if self.pid is not None:
@@ -323,3 +344,10 @@ class WorkerHandle:
             quiet = quiet + 1 if (self._heard, moved_by(pid)) == before else 0
             if quiet >= _QUIET_PINGS and self.ready:
                 self._fell_silent()
+
+
+def _differs(before: DgnError | None, now: DgnError) -> bool:
+    """Whether it is worth another line in the log: how much memory is free is always another number."""
+    if isinstance(before, LimitError) and isinstance(now, LimitError):
+        return False
+    return before is None or before.message != now.message

@@ -6,7 +6,7 @@ there to its end. Knows nothing of hops but their keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,6 +53,7 @@ class Workshop:
         self._running: dict[WorkerHandle, tuple[trio.CancelScope, trio.Event]] = {}
         self._background = background
         self._closed = ""  # why no worker runs
+        self.allowance: Callable[[WorkerHandle], int] = lambda _: 0  #: bytes that one that starts may have
 
     def build(self, model: LocalModel, section: ModelSection, spans: Sequence[Span]) -> WorkerHandle:
         """A worker for `spans` with the settings of `section`, not yet started. Raises BackendUnavailable."""
@@ -66,6 +67,7 @@ class Workshop:
         )
         request = model.load_request(section, spans, backend, self._cache)
         worker = self._make(request, handlers, model.seal)
+        worker.allowance = self.allowance
         return worker
 
     # --- life
@@ -134,6 +136,10 @@ class Workshop:
         for worker in self._running:
             if worker.model == model:
                 worker.look_after()
+
+    def running(self) -> Iterator[WorkerHandle]:
+        """All that were started and not stopped."""
+        return iter(list(self._running))
 
     def hops_of(self, worker: WorkerHandle) -> set[HopKey]:
         """The hops that are in it."""

@@ -189,7 +189,9 @@ class SimCluster:
             this.workers.append(SimWorker(request, handlers, self.rng, self.log.note))
             return this.workers[-1]
 
-        parts = NodeParts(network=cast(Any, network), worker=cast(Any, worker), seal=cast(Any, SimSeal))
+        parts = NodeParts(
+            network=cast(Any, network), worker=cast(Any, worker), seal=cast(Any, SimSeal), keeps_ledger=False
+        )
         node = this.node = Node(this.config, NodeIdentity(this.identity, name, "0"), parts)
         node.models[MODEL]._text = text_of(self._model)
         self.nursery.start_soon(self._live, node, this.scope)

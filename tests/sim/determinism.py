@@ -13,6 +13,8 @@ from unittest import mock
 import trio
 import trio.testing
 
+from dgnd.system_memory import Allowed
+
 T = TypeVar("T")
 
 _SCHEDULER: Any = trio._core._run  # its seed is no public matter, but hypothesis sets it the same way
@@ -44,8 +46,10 @@ def _seeded(rng: random.Random) -> Iterator[None]:
             (trio.to_thread, "run_sync", _at_once),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
-        for module in ("models", "replacing", "system_memory"):
+        for module in ("models", "ledger", "worker.runner"):
             stack.enter_context(mock.patch(f"dgnd.{module}.available_bytes", return_value=MEMORY))
+        for name, value in (("allowed", Allowed(MEMORY, "this machine")), ("private_bytes", 0)):
+            stack.enter_context(mock.patch(f"dgnd.ledger.{name}", return_value=value))
         yield
     _SCHEDULER._r.setstate(state)
 

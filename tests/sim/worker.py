@@ -39,6 +39,8 @@ class SimWorker:
         self.spans: tuple[LoadedSpan, ...] = ()
         self.stats = WorkerStats()
         self.fault: DgnError | None = None
+        self.private_bytes = self.private_weights = 0
+        self.apart = False
         self.frozen = False
         self.slower = 1.0  #: times as long as usual
         self._handlers = handlers

@@ -77,7 +77,7 @@ def _for_worker(section: ModelSection) -> Mapping[str, object]:
 
 
 def _settings(old: Config, new: Config) -> Iterator[str]:
-    for section in ("node", "sessions"):
+    for section in ("node", "sessions", "limits"):
         before, after = (msgspec.structs.asdict(getattr(each, section)) for each in (old, new))
         yield from (f"{section}.{key}" for key in after if after[key] != before[key])
     for table in ("models", "peers"):

@@ -16,6 +16,7 @@ from typing import get_args
 
 from dgn_backends.api import Quant
 from dgn_backends.span import SpanSyntaxError, parse_units
+from dgnd.config.amount import AmountError, parse_amount
 from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.http_address import HttpAddressError, parse_http_address
 from dgnd.config.locate import KeyPath
@@ -48,6 +49,7 @@ def check_values(config: Config, backends: Collection[str]) -> None:
     """Raises KeyProblem at the first value that can't be meant. `backends` are the installed names."""
     _check_node(config)
     _check_http(config)
+    _check_limits(config)
     for name, model in config.models.items():
         _check_name(name, ("models", name))
         _check_model(model, ("models", name), backends)
@@ -103,6 +105,13 @@ def _check_node(config: Config) -> None:
     if not 1 <= config.sessions.max_sessions <= MOST_SESSIONS:
         message = f"sessions.max_sessions must be from 1 to {MOST_SESSIONS}"
         raise KeyProblem(("sessions", "max_sessions"), message)
+
+
+def _check_limits(config: Config) -> None:
+    try:
+        parse_amount(config.limits.memory)
+    except AmountError as error:
+        raise KeyProblem(("limits", "memory"), str(error)) from None
 
 
 def _check_http(config: Config) -> None:

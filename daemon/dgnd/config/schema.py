@@ -47,7 +47,8 @@ class ModelSection(Section, frozen=True):
     quant: str = "none"
     wire: str = "plain"  #: how sessions of this node send hidden states from node to node
     threads: int | None = None
-    kv_bytes: int | None = None  #: None: most of the memory that is available once the weights are loaded
+    map_weights: bool = True  #: use weights where they lie in their files, as far as they are of use so
+    kv_bytes: int | None = None  #: None: what `[limits] memory` leaves
     chat_template: str = "auto"
 
 
@@ -81,6 +82,12 @@ class SessionsConfig(Section, frozen=True):
     journal_bytes: int = 256 << 20  #: what this node keeps of its results, to send them again after a failure
 
 
+class LimitsConfig(Section, frozen=True):
+    """`[limits]`"""
+
+    memory: str = "90%"  #: for all that this node holds: bytes, or a share of what it is allowed
+
+
 class Config(Section, frozen=True):
     """The whole file."""
 
@@ -88,6 +95,7 @@ class Config(Section, frozen=True):
     control: ControlConfig = ControlConfig()
     http: HttpConfig = HttpConfig()
     sessions: SessionsConfig = SessionsConfig()
+    limits: LimitsConfig = LimitsConfig()
     models: dict[str, ModelSection] = {}
     peers: dict[str, PeerSection] = {}
     blocks: tuple[BlocksRow, ...] = ()

@@ -85,6 +85,22 @@ class ProcessStatus(msgspec.Struct, frozen=True):
     tasks: int  #: of its event loop
 
 
+class MemoryStatus(msgspec.Struct, frozen=True):
+    """The account of this node's memory, in bytes: what is held, of the budget of `[limits] memory`."""
+
+    budget: int = 0
+    by: str = ""  #: what the budget is of
+    used: int = 0  #: all of the following together
+    free: int = 0  #: what more could be loaded; idle sessions' KV gives way to it
+    weights: int = 0
+    weights_mapped: int = 0  #: of these, what is mapped from files
+    kv: int = 0
+    kv_limit: int = 0  #: what `kv` may grow to
+    journals: int = 0  #: results that were passed on, kept to be sent again
+    queues: int = 0  #: what waits to be sent
+    programs: int = 0  #: dgnd and its workers, beside the rest
+
+
 class Status(msgspec.Struct, frozen=True):
     """The result of `status`."""
 
@@ -102,6 +118,7 @@ class Status(msgspec.Struct, frozen=True):
     journal_bytes: int = 0  #: kept of results that they passed on
     speeds: list[NodeFigures] = []  #: of everybody whose offers can be used
     why: str = ""  #: what the node serves, or why it doesn't, in one line
+    memory: MemoryStatus = MemoryStatus()
 
 
 class ModelInfo(msgspec.Struct, frozen=True):

@@ -328,6 +328,8 @@ class LoadSpans(Message, tag="w.load", frozen=True):
     quant: str = "none"
     cache_dir: str = ""  #: where the worker may keep quantised weights
     kv_bytes: int = 0  #: budget for KV; 0: the worker's choice
+    memory_bytes: int = 0  #: what the worker's process may have in all; 0: that is not known
+    map_weights: bool = True
 
 
 class LoadProgress(Message, tag="w.progress", frozen=True):
@@ -353,6 +355,14 @@ class Loaded(Message, tag="w.loaded", frozen=True):
 
     spans: tuple[LoadedSpan, ...]
     device: str
+    private_weights: int = 0  #: bytes of weights that are in memory of its own, not in mapped files
+    apart: bool = False  #: weights and KV are in another memory than the machine's: a GPU's
+
+
+class KvLimit(Message, tag="w.kv_limit", frozen=True):
+    """What KV may take from now on; idle sequences give way at once where they hold more."""
+
+    n_bytes: int
 
 
 class OpenSequence(Message, tag="w.open", frozen=True):
@@ -381,8 +391,8 @@ PeerMessage = (
     | TokenFrame | Credit | Cancel | Probe | Alive | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 WorkerMessage = (
-    LoadSpans | LoadProgress | Loaded | OpenSequence | HopOpened | WorkerStats | Ping | Pong | StepFrame
-    | History | TokenFrame | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
+    LoadSpans | LoadProgress | Loaded | KvLimit | OpenSequence | HopOpened | WorkerStats | Ping | Pong
+    | StepFrame | History | TokenFrame | Credit | Cancel | EndTurn | HopLength | CloseHop | Failure
 )  # fmt: skip
 AnyMessage = PeerMessage | WorkerMessage
 

@@ -88,6 +88,18 @@ class KVBudget(Generic[Key]):
         self._held[sequence] = wanted
         return gone
 
+    def limit(self, total: int) -> list[Key]:
+        """Another `total`. Returns the idle sequences that had to give way and hold nothing any more; busy
+        ones keep what they have."""
+        self.total = total
+        gone: list[Key] = []
+        for key in [key for key in self._idle if self._held[key]]:
+            if not total or self.held <= total:
+                break
+            gone.append(key)
+            self.release(key)
+        return gone
+
     def release(self, sequence: Key) -> None:
         """The sequence is closed."""
         self._held.pop(sequence, None)

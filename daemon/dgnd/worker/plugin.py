@@ -4,24 +4,39 @@ whose output is checked before anybody relies on it. Knows nothing of frames of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
 
 import numpy as np
 
-from dgn_backends.api import LoadRequest, Progress, Quant, SpanRunner, Step, StepOutput
-from dgn_backends.errors import BackendError, BackendUnavailable, DgnError, NonFiniteOutput
+from dgn_backends.api import (
+    Backend,
+    CountsWeights,
+    LoadRequest,
+    Progress,
+    Quant,
+    SpanRunner,
+    Step,
+    StepOutput,
+)
+from dgn_backends.errors import BackendError, BackendUnavailable, DgnError, LimitError, NonFiniteOutput
 from dgn_backends.foreign import raised
 from dgn_backends.model import ModelConfig
+from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.registry import label_of, load_backend
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
+from dgnd.fitting import refusal
+from dgnd.system_memory import private_bytes
 from dgnd.wire.messages import LoadSpans
 
 _RUNNER_DTYPES = set(get_args(DType)) - {"i32"}
 _MOST = 2**63 - 1
+#: Of a session that is to find room, at least; as many as KV is counted in.
+LEAST_POSITIONS = 256
 
 
 class Plugin:
@@ -30,6 +45,8 @@ class Plugin:
     def __init__(self, name: str) -> None:
         self.name = name
         self.label = label_of(name)
+        self.apart = False  #: it computes in another memory than the machine's
+        self.private_weights = 0  #: bytes of weights in memory of this process alone
 
     @contextmanager
     def call(self) -> Iterator[None]:
@@ -49,29 +66,49 @@ class Plugin:
             raise BackendError(f"{self.label} raised {raised(error)}") from error
 
     def load(self, request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
-        """The runners of all spans of the request; raises ModelError, BackendError or LimitError."""
+        """The runners of all spans of the request; raises ModelError, BackendError or LimitError, the last
+        one before anything is read where it is known that it does not fit."""
         with self.call():
             backend = load_backend(request.backend)
         spans = [span for text in request.spans for span in parse_spans(text, config.n_blocks)]
+        with self.call():
+            self.apart = _device(backend, request.device) != "cpu"
+        if request.memory_bytes and not self.apart:
+            self._refuse_what_does_not_fit(backend, request, config, spans)
+        before = private_bytes()
         runners = []
         for index, span in enumerate(spans):
 
             def part(done: int, total: int, index: int = index) -> None:
                 progress(index * total + done, len(spans) * total)
 
-            load = LoadRequest(
-                path=Path(request.path),
-                config=config,
-                span=span,
-                device=request.device,
-                dtype=request.dtype,
-                threads=request.threads,
-                quant=cast(Quant, request.quant),  # checked where the configuration is read
-                cache_dir=Path(request.cache_dir) if request.cache_dir else None,
-            )
             with self.call():
+                load = _load_request(request, config, span)
                 runners.append(_checked_runner(backend.load(load, part), span))
+        weights = sum(runner.weights_bytes for runner in runners)
+        self.private_weights = 0 if self.apart else min(max(private_bytes() - before, 0), weights)
         return runners
+
+    def _refuse_what_does_not_fit(
+        self, backend: Backend, request: LoadSpans, config: ModelConfig, spans: Sequence[Span]
+    ) -> None:
+        """With room for one session at least. Raises LimitError with the numbers."""
+        block = config.block
+        kv = LEAST_POSITIONS * 2 * block.n_kv_heads * block.head_dim * 4  # of one block, in f32
+
+        def needs(span: Span, quant: str) -> int:
+            load = replace(_load_request(request, config, span), quant=cast(Quant, quant))
+            if not isinstance(backend, CountsWeights):
+                weights = loaded_bytes(quant, config, [span])
+            else:
+                weights = _count("loaded_bytes()", backend.loaded_bytes(load))
+            return weights + kv * (span.stop - span.start)
+
+        free = request.memory_bytes - private_bytes()
+        with self.call():
+            why = refusal(spans, request.quant, config.n_blocks, free, needs)
+        if why:
+            raise LimitError(why)
 
     def forward(self, runner: SpanRunner, steps: list[Step]) -> list[StepOutput]:
         """One call; what it raises, or returns that is no list of outputs, is a BackendError."""
@@ -87,6 +124,26 @@ class Plugin:
         """Bytes of KV that the runners say they hold."""
         with self.call():
             return sum(_count("kv_bytes()", runner.kv_bytes()) for runner in runners)
+
+
+def _device(backend: Backend, wanted: str) -> str:
+    """The kind of device that is computed on."""
+    name = wanted if wanted != "auto" else next(iter(backend.devices()), "cpu")
+    return name.partition(":")[0]
+
+
+def _load_request(request: LoadSpans, config: ModelConfig, span: Span) -> LoadRequest:
+    return LoadRequest(
+        path=Path(request.path),
+        config=config,
+        span=span,
+        device=request.device,
+        dtype=request.dtype,
+        threads=request.threads,
+        quant=cast(Quant, request.quant),  # checked where the configuration is read
+        cache_dir=Path(request.cache_dir) if request.cache_dir else None,
+        map_weights=request.map_weights,
+    )
 
 
 def _checked_runner(runner: object, span: Span) -> SpanRunner:

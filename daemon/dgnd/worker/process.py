@@ -35,6 +35,7 @@ from dgnd.wire.messages import (
     Failure,
     Frame,
     History,
+    KvLimit,
     Loaded,
     LoadProgress,
     LoadSpans,
@@ -89,6 +90,7 @@ class WorkerProcess:
         self._inlet = Inlet(sock, self._take)
         self._worker: SpanWorker | None = None
         self._kv_bytes = self._kv_busy = 0
+        self._kv_limit: KvLimit | None = None  # that is to be taken
         self._speed = Speed()  # guarded by _waiting
 
     def run(self) -> int:
@@ -106,7 +108,13 @@ class WorkerProcess:
                 worker.self_test()
             gc.freeze()  # modules and the plan stay: looking through them again and again delays steps
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
-                self._outlet.send([Frame(Loaded(spans=worker.loaded(), device=request.device))])
+                loaded = Loaded(
+                    spans=worker.loaded(),
+                    device=request.device,
+                    private_weights=worker.private_weights,
+                    apart=worker.apart,
+                )
+                self._outlet.send([Frame(loaded)])
                 what = f"a batch took more than {HUNG_S:.0f} s"
                 self._inlet.come_back()
                 self._compute(worker, Watchdog(HUNG_S, lambda: self._hung(label, what)))
@@ -136,7 +144,7 @@ class WorkerProcess:
         pid, pace = os.getpid(), Pace()
         held: list[Frame] = []  # answers to chunks that a batch of decode steps goes before
         while True:
-            self._gather(pace)
+            self._gather(worker, watchdog, pace)
             with self._waiting:
                 batch = self._scheduler.take(pace.budget)
                 beside = self._scheduler.beside(batch)
@@ -181,11 +189,17 @@ class WorkerProcess:
         with self._waiting:
             return self._scheduler.decode_waits()
 
-    def _gather(self, pace: Pace) -> None:
+    def _gather(self, worker: SpanWorker, watchdog: Watchdog, pace: Pace) -> None:
         """Reads until there is something to do, and a little longer for the hops of the last batch, as long
         as they keep coming."""
         self._inlet.read_all()
-        self._inlet.read_until(lambda: self._scheduler)
+        while not self._scheduler or self._kv_limit is not None:
+            self._inlet.read_until(lambda: self._scheduler or self._kv_limit)
+            if self._kv_limit is not None:
+                limit, self._kv_limit = self._kv_limit, None
+                with watchdog:
+                    worker.limit_kv(limit.n_bytes)
+                    self._kv_bytes, self._kv_busy = worker.kv_bytes(), worker.budget.busy_bytes
         deadline = time.monotonic() + pace.all_patience_s
         while not self._scheduler.is_gathered() and (left := deadline - time.monotonic()) > 0:
             if not self._inlet.read_within(min(pace.patience_s, left)):
@@ -199,6 +213,8 @@ class WorkerProcess:
                 self._outlet.send([Frame(self._stats())])
             case LoadSpans() as load:
                 self._load = load
+            case KvLimit() as limit:
+                self._kv_limit = limit
             case OpenSequence() | StepFrame() | History() | Cancel() | EndTurn() | CloseHop() as message:
                 with self._waiting:
                     self._scheduler.put(message.key, frame)

@@ -85,6 +85,22 @@ class SpanWorker:
             for runner in self.runners
         )
 
+    @property
+    def private_weights(self) -> int:
+        """Bytes of weights that are in memory of this process alone."""
+        return self.plugin.private_weights
+
+    @property
+    def apart(self) -> bool:
+        """Whether weights and KV are in another memory than the machine's."""
+        return self.plugin.apart
+
+    def limit_kv(self, n_bytes: int) -> None:
+        """What KV may take from now on: idle sequences give way at once where they hold more."""
+        for idle in self.budget.limit(n_bytes):
+            self._gave_way.add(idle)
+            self._free(idle)
+
     def self_test(self) -> None:
         """One step through each span, as a session would have it: whoever says that it is loaded has
         computed. Raises what the step failed with."""
