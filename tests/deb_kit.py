@@ -19,15 +19,15 @@ def made_package() -> Path:
     return found
 
 
-def newer_package(old: Path, directory: Path) -> Path:
-    """The same with a higher revision; what it installs is that of the old one, byte for byte."""
+def newer_package(old: Path, directory: Path, revision: str = "+newer") -> Path:
+    """The same with `revision` behind its own; what it installs is that of the old one, byte for byte."""
     work = directory / "newer"
     control = work / "control"
     work.mkdir()
     subprocess.run(["dpkg-deb", "--control", old, control], check=True)
     text = (control / "control").read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("Version: ")]
-    (control / "control").write_text(text.replace(line, f"{line}+newer"))
+    (control / "control").write_text(text.replace(line, line + revision))
     made = directory / "dgn_newer.deb"
     subprocess.run(["tar", "-czf", "control.tar.gz", "-C", control, "."], cwd=work, check=True)
     members = _members(old.read_bytes())

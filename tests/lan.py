@@ -101,6 +101,10 @@ class Lan:
         """What to write before a command that is to run at a node."""
         return ["nsenter", f"--net=/run/netns/{self._namespaces[name]}", "--"]
 
+    def namespace(self, name: str) -> str:
+        """Of a node, in /run/netns."""
+        return self._namespaces[name]
+
     def wire(self, one: str, other: str) -> Wire:
         """Between two nodes; what is set there counts from now on."""
         return self._wires[frozenset((one, other))]

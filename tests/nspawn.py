@@ -74,7 +74,7 @@ class Machine:
         there = f"--network-namespace-path=/run/netns/{namespace}"
         self._network = there if namespace else "--private-network"
         self._console = directory / name / "console"
-        self._leader = 0
+        self.leader = 0  #: its process 1, seen from here; 0: it does not run
 
     def __enter__(self) -> Machine:
         self.mount()
@@ -128,8 +128,8 @@ class Machine:
         until = time.monotonic() + BOOT_S
         while True:
             assert self._nspawn.poll() is None, f"{self.name} did not boot:\n{self._console.read_text()}"
-            self._leader = int((children.read_text().split() or ["0"])[0])
-            if self._leader and self.run("systemctl", "is-system-running", check=False).stdout.strip() in (
+            self.leader = int((children.read_text().split() or ["0"])[0])
+            if self.leader and self.run("systemctl", "is-system-running", check=False).stdout.strip() in (
                 "running", "degraded",
             ):  # fmt: skip
                 return
@@ -138,12 +138,12 @@ class Machine:
 
     def power_off(self) -> None:
         """Stops it as a button would, and takes its cgroups away."""
-        if self._leader:
+        if self.leader:
             try:
-                os.kill(self._leader, _SIGRTMIN + 4)
+                os.kill(self.leader, _SIGRTMIN + 4)
             except ProcessLookupError:
                 pass
-            self._leader = 0
+            self.leader = 0
             try:
                 self._nspawn.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -169,7 +169,7 @@ class Machine:
 
     def inside(self, *command: object, user: str = "root") -> list[str]:
         """The command line, seen from here, of a command in it."""
-        enter = ["nsenter", "-t", str(self._leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
+        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "-r", "-w", "--"]
         clean = ["env", "-i", _PATH, "TERM=dumb", "LANG=C.UTF-8", "HOME=/tmp"]
         become = [] if user == "root" else ["runuser", "-u", user, "--"]
         return [*enter, *clean, *become, *map(str, command)]

@@ -38,7 +38,7 @@ Architecture: {arch}
 Maintainer: Distributed-GPT-Node <dgn@localhost>
 Installed-Size: {size}
 Depends: python3 (>= {python}~), python3 (<< {next_python}~), libc6, libgcc-s1, libgmp10, libstdc++6, \
-zlib1g, passwd, init-system-helpers, systemd
+zlib1g, passwd, systemd
 Suggests: bash-completion
 Section: net
 Priority: optional
