@@ -355,9 +355,20 @@ def test_init_prints_the_same_id_each_time(
 ) -> None:
     state = tmp_path / "a" / "state"
     code, first, err = dgnd(capsys, monkeypatch, "init", "--state-dir", str(state))
-    assert (code, err) == (0, "")
+    assert (code, err) == (
+        0,
+        f"wrote {state}/dgn.toml; edit it, then: dgnd check --config {state}/dgn.toml\n",
+    )
     assert first.startswith("12D3KooW")
-    assert dgnd(capsys, monkeypatch, "init", "--state-dir", str(state))[1] == first
+    written = (state / "dgn.toml").read_text()
+    assert f"# The peer id of this node: {first}" in written
+    assert written.count("#") > 30
+    assert load_config(state / "dgn.toml").config.node.state_dir == state
+    assert load_config(state / "dgn.toml").config.control.socket is None
+    assert dgnd(capsys, monkeypatch, "check", "--config", str(state / "dgn.toml"))[0] == 0
+    (state / "dgn.toml").write_text("# mine\n")
+    assert dgnd(capsys, monkeypatch, "init", "--state-dir", str(state)) == (0, first, "")
+    assert (state / "dgn.toml").read_text() == "# mine\n"
     assert stat.S_IMODE((state / "identity.key").stat().st_mode) == 0o600
     config = tmp_path / "dgn.toml"
     config.write_text('[node]\nstate_dir = "a/state"\n')

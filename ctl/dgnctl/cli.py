@@ -38,6 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("dgnctl.pause:pause", "Compute nothing here for a while, and give the memory back."),
     "resume": ("dgnctl.pause:resume", "End a pause: load and serve again."),
     "reload": ("dgnctl.reload:reload", "Have dgnd take its changed configuration."),
+    "setup": ("dgnctl.setup:setup", "Ask a few questions, and write a configuration of dgnd."),
     "system": ("dgnctl.system.commands:system", "Have systemd run dgnd: install, uninstall, status."),
     "bench": ("dgnctl.bench:bench", "Measure how fast a model runs on this machine."),
     "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),
@@ -85,7 +86,9 @@ def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         ctx.exit()
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.option(
     "--version",
     is_flag=True,
@@ -95,8 +98,17 @@ def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     help="Show the version of dgnctl and exit.",
 )
 @socket_option
-def cli() -> None:
-    """Talks to dgnd, the daemon that runs one language model together with its peers."""
+@click.pass_context
+def cli(ctx: click.Context) -> int | None:
+    """Talks to dgnd, the daemon that runs one language model together with its peers.
+
+    Without a command: how things are, and what to do next.
+    """
+    if ctx.invoked_subcommand is not None:
+        return None
+    from dgnctl.overview import overview  # `dgnctl --help` does without
+
+    return overview(ctx)
 
 
 def main() -> NoReturn:

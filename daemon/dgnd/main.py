@@ -14,6 +14,7 @@ import click
 
 from dgn_backends.errors import DgnError
 from dgnd.config import load_config
+from dgnd.config.example import configuration_for, write_configuration
 from dgnd.errors import ConfigError
 from dgnd.identity import IDENTITY_FILE, Identity
 
@@ -48,9 +49,12 @@ def cli(context: click.Context, config: Path | None, socket: Path | None) -> Non
 @_config_option
 @click.pass_obj
 def init(group_config: Path | None, config: Path | None, state_dir: Path | None) -> None:
-    """Makes this node's identity, if it has none yet, and prints its peer id."""
+    """Makes this node's identity, if it has none yet, and prints its peer id.
+
+    Where no configuration is named, one with comments is written beside it, if there is none.
+    """
+    named = config or group_config
     if state_dir is None:
-        named = config or group_config
         state_dir = load_config(named).config.node.state_dir if named else DEFAULT_STATE_DIR
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -58,7 +62,12 @@ def init(group_config: Path | None, config: Path | None, state_dir: Path | None)
         raise ConfigError(
             f"{state_dir}: the state directory can't be made: {error.strerror or error}"
         ) from None
-    click.echo(Identity.load_or_create(state_dir / IDENTITY_FILE).peer_id)
+    peer_id = Identity.load_or_create(state_dir / IDENTITY_FILE).peer_id
+    click.echo(peer_id)
+    if named is None:
+        path = state_dir / DEFAULT_CONFIG.name
+        if write_configuration(path, configuration_for(state_dir.absolute(), peer_id)):
+            click.echo(f"wrote {path}; edit it, then: dgnd check --config {path}", err=True)
 
 
 @cli.command()
