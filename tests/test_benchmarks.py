@@ -54,6 +54,12 @@ def test_startup() -> None:
     assert 0 < figures["dgnd_private_mb"] <= figures["dgnd_pss_mb"] <= figures["dgnd_rss_mb"]
 
 
+def test_http_first_byte() -> None:
+    figures = _figures("http_first_byte.py")
+    assert 0 < figures["socket_p50_ms"] <= figures["socket_p90_ms"]
+    assert 0 < figures["http_p50_ms"] <= figures["http_p90_ms"]
+
+
 def test_startup_prints_a_table_with_the_goals() -> None:
     lines = _run("startup.py").splitlines()
     assert any("dgnctl --help" in line for line in lines)

@@ -437,3 +437,27 @@ def test_who_sends_a_token_of_no_vocabulary_is_passed_over_and_named(model: Path
             await cluster.ask("a", asked(3))
 
     simulate(model, {"a": "", "b": EVERYTHING, "c": EVERYTHING}, work)
+
+
+def test_probabilities_come_from_a_head_far_away_as_from_one_here(model: Path) -> None:
+    told: dict[str, list[api.TokenLogprobs]] = {}
+
+    async def ask(cluster: SimCluster, name: str) -> None:
+        def strike(came: int) -> None:
+            if came == 4 and name == "split":
+                cluster.kill(cluster.name_of(cluster.route("a")[-1].peer), "eof", back_s=1.0)
+
+        result = await cluster.ask("a", asked(12, logprobs=3, repetition_penalty=1.3), strike)
+        told[name] = result.logprobs
+        assert [each.picked.token_id for each in told[name]] == result.token_ids
+        assert all(len(each.likeliest) == 3 for each in told[name])
+
+    async def alone(cluster: SimCluster) -> None:
+        await ask(cluster, "alone")
+
+    async def split(cluster: SimCluster) -> None:
+        await ask(cluster, "split")
+
+    simulate(model, {"a": EVERYTHING}, alone)
+    simulate(model, {"a": "embed,0-1", "b": "2-3,head", "c": "2-3,head"}, split)
+    assert told["split"] == told["alone"]
