@@ -6,13 +6,14 @@ Refuses with a typed error and changes nothing but the ticket book. Knows nothin
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
 from dgn_backends.span import Span, SpanSyntaxError, parse_spans
 from dgnd.errors import LimitError, NoRoomNow, NotReady, ProtocolError, TicketRefused
+from dgnd.metrics.counts import Counts
 from dgnd.wire.limits import check_fields
 from dgnd.wire.messages import Frame, HopKey, OpenHop, Ticket
 from dgnd.wire.ticket import TicketBook
@@ -44,6 +45,7 @@ class HopHost:
     look_after: Callable[[str], None]  #: an answer waits for a model's worker: the same of that
     n_blocks: Callable[[str], int]
     context: Callable[[str], int]  #: of a model, the positions that it can hold
+    counts: Counts = field(default_factory=Counts)
 
 
 class Admission:

@@ -100,6 +100,8 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, control: _Control, rest
         log.info("%s is %s; control socket %s", who.name, node.me, control.path)
         if loaded.config.http.listen:
             await _start_http(nursery, loaded, node)
+        if loaded.config.metrics.listen:
+            await _start_metrics(nursery, loaded.config.metrics.listen, node)
         nursery.start_soon(supervision.run)
         nursery.start_soon(_forget_failures, supervision, restarts)
         await node.run(delay_s)
@@ -119,6 +121,15 @@ async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -
     config = loaded.config
     address = await nursery.start(serve_http, config.http, node.service, config.sessions.max_sessions)
     log.info("HTTP API on http://%s", address)
+
+
+async def _start_metrics(nursery: trio.Nursery, listen: str, node: Node) -> None:
+    """What metrics need is imported here alone, as for the HTTP API."""
+    from dgnd.metrics.collect import Exposition
+    from dgnd.metrics.server import serve_metrics
+
+    where = await nursery.start(serve_metrics, listen, Exposition(node.watched).page)
+    log.info("metrics on %s", where)
 
 
 async def _forget_failures(supervision: Supervision, restarts: Restarts) -> None:

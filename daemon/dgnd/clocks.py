@@ -18,10 +18,11 @@ class Clocks:
     first: float = 0.0
     last: float = 0.0
 
-    def token(self) -> None:
-        """A token came."""
-        self.last = trio.current_time()
+    def token(self) -> float:
+        """A token came; returns how long after the request, or the token before, in seconds."""
+        before, self.last = self.last or self.received, trio.current_time()
         self.first = self.first or self.last
+        return self.last - before
 
     def timings(self) -> api.Timings:
         """As reported."""

@@ -33,6 +33,7 @@ from dgnd.errors import (
 from dgnd.forming import Forming, make_forming, wanted_form
 from dgnd.generation import Answer, requested_sampling
 from dgnd.handover import hand_over
+from dgnd.metrics.counts import Counts
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 from dgnd.recovery import Filler, Recovery
@@ -73,6 +74,7 @@ class Engine:
     draining: bool = False  #: no new answer is begun
     filler: Filler | None = None  #: loads what nobody serves, where that is wanted
     conversations: ConversationBook = field(default_factory=ConversationBook)
+    counts: Counts = field(default_factory=Counts)
 
     # --- frames
 
@@ -119,6 +121,25 @@ class Engine:
         if self.draining:
             raise Draining("this node is drained and begins no answers; ask another one")
         model = self.model(params.model)
+        count = self.counts.model(model.name)
+        try:
+            result = await self._converse(model, params, on_delta, cancelled, clocks)
+        except DgnError as error:
+            count.answers[error.kind] += 1
+            raise
+        count.prompt_tokens += result.usage.prompt_tokens
+        count.answers[result.finish_reason] += 1
+        return result
+
+    async def _converse(
+        self,
+        model: LocalModel,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        clocks: Clocks,
+    ) -> api.GenerateResult:
+        """As `generate`, in the session that is asked for, or one that ends with it."""
         with self.conversations.use(params.session, self._new_conversation, model) as conversation:
             try:
                 turn = await self._turn(conversation, params)
@@ -240,6 +261,7 @@ class Engine:
     ) -> None:
         driver, session = conversation.driver, conversation.driver.session
         prompt, sampling, answer = turn.prompt, turn.sampling, turn.answer
+        count = self.counts.model(conversation.model.name)
         route_number = -1  # of the last token
         _refuse_inexact(driver, answer)
         if sampling.needs_history:
@@ -255,11 +277,13 @@ class Engine:
                     raise driver.blamed(session.head, what)
             except DgnError as error:
                 await recovery.go_on(error)
+                count.mends += 1
                 _refuse_inexact(driver, answer)
                 if sampling.needs_history:
                     driver.tell_history(len(prompt))
                 continue
-            clocks.token()
+            first = not clocks.first
+            count.token(clocks.token(), first=first)
             if route_number != session.route_number:
                 route_number = session.route_number
                 pure = driver.lineage.pure and not session.encoded

@@ -96,6 +96,7 @@ class HopServer:
             if key is None and isinstance(message, OpenHop):
                 key = claimed_key(message)
             tag = "open" if isinstance(message, OpenHop) else "step"
+            self._host.counts.refusals[error.kind] += 1
             if self._host.now() >= self._quiet_until.get(sender, 0.0):
                 self._quiet_until[sender] = self._host.now() + QUIET_S
                 log.warning("refused %s of %s: %s", tag_of(message), sender, error.message)

@@ -30,6 +30,9 @@ from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.ledger import Ledger
 from dgnd.market import Market
+from dgnd.metrics.counts import Counts
+from dgnd.metrics.departures import Departures
+from dgnd.metrics.watched import Watched
 from dgnd.models import LocalModel, make_manifest, read_model
 from dgnd.names import Names
 from dgnd.navigator import Navigator
@@ -99,6 +102,7 @@ class Node:
         )
         for name, row in blocks.auto.items():
             check_auto(loaded, row, name, self.models[name].path, self.models[name].config)
+        self.counts = Counts()
         self.background = Background()
         quantised = config.node.state_dir / "quantised"
         self.workshop = Workshop(self.models, quantised, self._worker_news(), self.background, parts.worker)
@@ -125,7 +129,14 @@ class Node:
             if peer.id == self.me:
                 raise loaded.error_at(("peers", name, "id"), "this is this node's own id, not a peer's")
             self.network.allow(peer.id, name, peer.addrs)
-        self.office = PostOffice(self.me, self._send, self.network.send_now, self._on_frame, self.background)
+        self.office = PostOffice(
+            self.me,
+            self._send,
+            self.network.send_now,
+            self._on_frame,
+            self.background,
+            Departures(self.counts, self.network.trip_s),
+        )
         self.hops = HopServer(
             self._hop_host(),
             TicketBook(self.me),
@@ -163,6 +174,7 @@ class Node:
             navigator=Navigator(Market(self.offers, self.names, self.suspects, Bookings(trio.current_time))),
             host=host,
             settings=EngineSettings.of(config.sessions),
+            counts=self.counts,
         )
         leaving = self.offers.leaving = self.hops.leaving
         self.drain = Drain(
@@ -229,6 +241,18 @@ class Node:
             ledger=self.ledger,
             stop=self.stop,
         )
+        self.watched = Watched(
+            version=who.version,
+            counts=self.counts,
+            names=self.names,
+            models=self.models,
+            engine=self.engine,
+            hops=self.hops,
+            network=self.network,
+            office=self.office,
+            ledger=self.ledger,
+            standing=self.standing,
+        )
 
     # --- wiring
 
@@ -238,6 +262,7 @@ class Node:
             on_ready=self._on_worker_ready,
             on_silent=self._on_worker_silent,
             on_down=self._on_worker_down,
+            on_done=lambda model, before, now: self.counts.model(model).worked(before, now),
         )
 
     def _hop_host(self) -> HopHost:
@@ -254,6 +279,7 @@ class Node:
             look_after=self.workshop.look_after,
             n_blocks=lambda name: self.models[name].config.n_blocks,
             context=lambda name: self.models[name].config.max_positions,
+            counts=self.counts,
         )
 
     def _is_up(self, peer: str) -> bool:
@@ -324,6 +350,7 @@ class Node:
         self.engine.on_offers()
 
     def _on_up(self, peer: str, hello: Hello) -> None:
+        self.counts.peer(peer).connections += 1
         self.suspects.clear(peer)
         self.offers.peer_up(peer, hello)
         for frame in self.offers.manifest_frames():
@@ -331,6 +358,7 @@ class Node:
         self._offers_changed()
 
     def _on_down(self, peer: str, why: str) -> None:
+        self.counts.peer(peer).losses += 1
         self.office.forget(peer)
         self.offers.peer_down(peer)
         self.hops.on_peer_down(peer)
@@ -349,6 +377,7 @@ class Node:
     def _on_worker_down(
         self, model: str, why: str, keys: Collection[HopKey], running: Collection[HopKey]
     ) -> None:
+        self.counts.model(model).worker_ends += 1
         self.hops.on_worker_down(model, why, keys, running)
         self.network.announce()
 

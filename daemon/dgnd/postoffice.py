@@ -4,7 +4,7 @@ So the origin's own blocks are a hop like any other. Posting never blocks: a fra
 idle leaves at once, in the task that made it; others wait in a queue of their address, which has a task while
 something waits. What waits ends with the connection. The credits of sessions keep the queues short; what
 waits all the same for a peer that does not read, or behind a link that is too narrow, is bounded in number
-and bytes. Knows nothing of what frames mean.
+and bytes. How long steps and tokens take to leave is counted. Knows nothing else of what frames mean.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from time import perf_counter
 
 import trio
 
 from dgnd.background import Background
 from dgnd.errors import PeerGone, ProtocolError
-from dgnd.wire.messages import Frame, StepFrame
+from dgnd.metrics.departures import Departures
+from dgnd.wire.messages import Frame, StepFrame, TokenFrame
 
 log = logging.getLogger("dgnd.postoffice")
 
@@ -38,12 +40,16 @@ Left = Callable[[], None] | None
 COMPLAIN_S = 60.0
 
 
+#: A frame, who is told when it has left, and when it was posted.
+_Waiting = tuple[Frame, Left, float]
+
+
 @dataclass(slots=True, eq=False)
 class _Queue:
     """What waits for one address."""
 
-    inlet: trio.MemorySendChannel[tuple[Frame, Left]]
-    outlet: trio.MemoryReceiveChannel[tuple[Frame, Left]]
+    inlet: trio.MemorySendChannel[_Waiting]
+    outlet: trio.MemoryReceiveChannel[_Waiting]
     unsent: int = 0  #: frames in it, and the one that is being sent
     bytes: int = 0  #: of their tensors
     full: bool = False  #: it was
@@ -53,7 +59,7 @@ class _Queue:
         self.inlet.close()
         with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
-                _, left = self.outlet.receive_nowait()
+                _, left, _ = self.outlet.receive_nowait()
                 if left is not None:
                     left()
 
@@ -63,7 +69,13 @@ class PostOffice:
     something waits."""
 
     def __init__(
-        self, me: str, send: Send, send_now: SendNow, deliver: Deliver, background: Background
+        self,
+        me: str,
+        send: Send,
+        send_now: SendNow,
+        deliver: Deliver,
+        background: Background,
+        departures: Departures | None = None,
     ) -> None:
         self.me = me
         self.most_bytes = WAITING_BYTES  #: of tensors that may wait for one peer
@@ -73,6 +85,7 @@ class PostOffice:
         self._queues: dict[tuple[str, bool], _Queue] = {}
         self._complained: dict[str, float] = {}  # of peers that do not read, when
         self._background = background
+        self._departures = departures or Departures()
 
     def post(self, peer: str, frame: Frame, left: Left = None, /) -> bool:
         """Sends `frame` to `peer`, behind those that wait; False where too many wait, and it is lost. What
@@ -86,19 +99,24 @@ class PostOffice:
             return True
         if queue is None:
             most = math.inf if peer == self.me else WAITING
-            queue = _Queue(*trio.open_memory_channel[tuple[Frame, Left]](most))
+            queue = _Queue(*trio.open_memory_channel[_Waiting](most))
             self._queues[address] = queue
             self._background.start(self._carry, *address, queue)
         try:
             if peer != self.me and queue.bytes and queue.bytes + _size(frame) > self.most_bytes:
                 raise trio.WouldBlock
-            queue.inlet.send_nowait((frame, left))
+            queue.inlet.send_nowait((frame, left, perf_counter()))
             queue.unsent += 1
             queue.bytes += _size(frame)
             return True
         except trio.WouldBlock:
             self._complain(peer, queue)
             return False
+
+    @property
+    def frames(self) -> int:
+        """That wait."""
+        return sum(queue.unsent for queue in self._queues.values())
 
     @property
     def bytes(self) -> int:
@@ -114,8 +132,12 @@ class PostOffice:
             log.warning("%s does not read: %s, further ones are dropped", peer, what)
 
     def _sent_now(self, peer: str, bulk: bool, frame: Frame) -> bool:
+        begun = perf_counter()
         try:
-            return self._send_now(peer, frame, bulk)
+            sent = self._send_now(peer, frame, bulk)
+            if sent and isinstance(frame.message, StepFrame | TokenFrame):
+                self._departures.at_once(peer, perf_counter() - begun)
+            return sent
         except ProtocolError as error:  # a fault of ours must not end the daemon
             log.error("a frame for %s can't be sent: %s", peer, error.message)
             return True
@@ -127,13 +149,13 @@ class PostOffice:
                 self._queues.pop(address).end()
 
     async def _carry(self, peer: str, bulk: bool, queue: _Queue) -> None:
-        async for frame, left in queue.outlet:
+        async for frame, left, posted in queue.outlet:
             if peer == self.me:
                 queue.unsent -= 1
                 queue.bytes -= _size(frame)
                 self._deliver(peer, frame)
             else:
-                await self._carry_one(peer, bulk, queue, frame)
+                await self._carry_one(peer, bulk, queue, frame, posted)
                 queue.unsent -= 1
                 queue.bytes -= _size(frame)
             if left is not None:
@@ -143,9 +165,11 @@ class PostOffice:
                     del self._queues[peer, bulk]
                 return
 
-    async def _carry_one(self, peer: str, bulk: bool, queue: _Queue, frame: Frame) -> None:
+    async def _carry_one(self, peer: str, bulk: bool, queue: _Queue, frame: Frame, posted: float) -> None:
         try:
             await self._send(peer, frame, bulk)
+            if isinstance(frame.message, StepFrame | TokenFrame):
+                self._departures.waited(peer, perf_counter() - posted)
         except PeerGone:
             if self._queues.get((peer, bulk)) is queue:
                 del self._queues[peer, bulk]

@@ -64,6 +64,7 @@ class Replays:
             alone=message.alone,
         )
         hop.resent, hop.resending = kept.stop, True
+        self._table.host.counts.model(hop.ticket.model).replayed(step.count)
         if not self._results.forward(hop, step, kept.rows, partial(self._left, hop)):
             hop.resending = False
 

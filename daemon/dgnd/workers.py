@@ -46,6 +46,7 @@ from dgnd.wire.messages import (
     LoadSpans,
     Ping,
     Pong,
+    WorkDone,
     WorkerStats,
 )
 from dgnd.worker_end import oom_kills, reap, why_it_ended
@@ -76,6 +77,8 @@ class WorkerHandlers:
     on_ready: Callable[[str], None]
     on_silent: Callable[[str, str], None]
     on_down: Callable[[str, str, frozenset[HopKey]], None]
+    #: what it had done when it said so before, and what now
+    on_done: Callable[[str, WorkDone, WorkDone], None] = lambda *_: None
 
 
 class WorkerHandle:
@@ -317,6 +320,7 @@ class WorkerHandle:
                 log.info("worker of %s: %s loaded", self.model, ",".join(span.span for span in spans))
                 self._handlers.on_ready(self.model)
             case WorkerStats() as stats:
+                self._handlers.on_done(self.model, self.stats.done, stats.done)
                 self.stats = stats
                 self._look_at_memory()  # at the same moment, so that they can be compared
             case Pong():

@@ -18,7 +18,7 @@ from dgnd.background import Background
 from dgnd.config.schema import ModelSection
 from dgnd.models import LocalModel
 from dgnd.seal import Seal
-from dgnd.wire.messages import CloseHop, Frame, HopKey, LoadSpans, OpenSequence
+from dgnd.wire.messages import CloseHop, Frame, HopKey, LoadSpans, OpenSequence, WorkDone
 from dgnd.workers import WorkerHandle, WorkerHandlers
 
 
@@ -31,6 +31,7 @@ class WorkshopHandlers:
     on_silent: Callable[[str, str, Collection[HopKey]], None]  #: why, and the hops in that worker
     #: why, the hops that were in that worker, and those of them whose steps it was computing
     on_down: Callable[[str, str, Collection[HopKey], Collection[HopKey]], None]
+    on_done: Callable[[str, WorkDone, WorkDone], None]  #: what a worker had done before, and what now
 
 
 class Workshop:
@@ -64,6 +65,7 @@ class Workshop:
             on_ready=lambda _: given.on_ready(),
             on_silent=lambda name, why: given.on_silent(name, why, self.hops_of(worker)),
             on_down=lambda name, why, running: given.on_down(name, why, self.hops_of(worker), running),
+            on_done=given.on_done,
         )
         request = model.load_request(section, spans, backend, self._cache)
         worker = self._make(request, handlers, model.seal)

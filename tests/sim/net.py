@@ -354,6 +354,10 @@ class SimNetwork:
         usual_s = statistics.fmean(DELAY_S)
         return {peer: 2000 * (usual_s + end.pair.further_s) for peer, end in self.ends.items() if end.up}
 
+    def trip_s(self, peer_id: str) -> float | None:
+        """As PeerNetwork's."""
+        return None
+
     def announce(self) -> None:
         """What Hello says has changed."""
         now = self.handlers.hello()

@@ -19,6 +19,7 @@ _FIXED = (
     ("http", "listen"),
     ("http", "keys_file"),
     ("http", "max_requests"),
+    ("metrics", "listen"),
 )
 #: Keys of a model that its worker need not know.
 _NOT_THE_WORKERS = ("path", "chat_template", "wire")

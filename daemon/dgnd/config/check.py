@@ -20,6 +20,7 @@ from dgnd.config.amount import AmountError, parse_amount
 from dgnd.config.build import KeyProblem, did_you_mean
 from dgnd.config.http_address import HttpAddressError, parse_http_address
 from dgnd.config.locate import KeyPath
+from dgnd.config.metrics_address import MetricsAddressError, parse_metrics_address
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
 from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, PeerSection
 from dgnd.errors import BadRequest, ConfigError
@@ -49,6 +50,7 @@ def check_values(config: Config, backends: Collection[str]) -> None:
     """Raises KeyProblem at the first value that can't be meant. `backends` are the installed names."""
     _check_node(config)
     _check_http(config)
+    _check_metrics(config)
     _check_limits(config)
     for name, model in config.models.items():
         _check_name(name, ("models", name))
@@ -131,6 +133,14 @@ def _check_http(config: Config) -> None:
             f'"{http.listen}" can be reached from other machines: name a keys_file with API keys, or listen '
             f"on 127.0.0.1:{address.port}",
         )
+
+
+def _check_metrics(config: Config) -> None:
+    if config.metrics.listen:
+        try:
+            parse_metrics_address(config.metrics.listen)
+        except MetricsAddressError as error:
+            raise KeyProblem(("metrics", "listen"), str(error)) from None
 
 
 def _is_the_same(one: TcpAddress, other: TcpAddress) -> bool:

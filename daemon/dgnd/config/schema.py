@@ -37,6 +37,12 @@ class HttpConfig(Section, frozen=True):
     max_requests: int = 256  #: at once, those that wait among them
 
 
+class MetricsConfig(Section, frozen=True):
+    """`[metrics]`"""
+
+    listen: str = ""  #: empty: there are none to be read
+
+
 class ModelSection(Section, frozen=True):
     """`[models.NAME]`"""
 
@@ -94,6 +100,7 @@ class Config(Section, frozen=True):
     node: NodeConfig = NodeConfig()
     control: ControlConfig = ControlConfig()
     http: HttpConfig = HttpConfig()
+    metrics: MetricsConfig = MetricsConfig()
     sessions: SessionsConfig = SessionsConfig()
     limits: LimitsConfig = LimitsConfig()
     models: dict[str, ModelSection] = {}

@@ -22,22 +22,24 @@ _BACKLOG = 64
 
 
 @contextlib.contextmanager
-def control_socket(path: Path, given: socket.socket | None = None) -> Iterator[socket.socket]:
+def control_socket(
+    path: Path, given: socket.socket | None = None, what: str = "the control socket"
+) -> Iterator[socket.socket]:
     """A listening Unix socket at `path`, mode 0660, while the context lasts. `given`: the one that listens
-    there already, which is somebody else's to make and to remove.
+    there already, which is somebody else's to make and to remove. `what`: how it is called.
 
     Raises:
         AlreadyRunning: a living daemon has it; names its pid.
         ConfigError: the path can't be used.
     """
     path = path.absolute()
-    lock = LockFile.acquire(path.with_name(path.name + ".lock"), f"the control socket {path}")
+    lock = LockFile.acquire(path.with_name(path.name + ".lock"), f"{what} {path}")
     try:
         if given is not None:
             with given:
                 yield given
             return
-        listener = _bind(path)
+        listener = _bind(path, what)
         try:
             mine = os.stat(path)  # noqa: PTH116 - both ends of the comparison below alike
             yield listener
@@ -51,7 +53,7 @@ def control_socket(path: Path, given: socket.socket | None = None) -> Iterator[s
         lock.release()
 
 
-def _bind(path: Path) -> socket.socket:
+def _bind(path: Path, what: str) -> socket.socket:
     with contextlib.suppress(OSError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise ConfigError(
@@ -68,5 +70,5 @@ def _bind(path: Path) -> socket.socket:
     except OSError as error:
         listener.close()
         reason = error.strerror or str(error)
-        raise ConfigError(f"{path}: can't create the control socket: {reason}") from None
+        raise ConfigError(f"{path}: can't create {what}: {reason}") from None
     return listener

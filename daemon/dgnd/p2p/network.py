@@ -213,6 +213,15 @@ class PeerNetwork:
         trips = {link.peer_id: link.heartbeat.rtt_s for link in self._links.values() if link.is_up}
         return {peer: trip * 1000 for peer, trip in trips.items() if trip is not None}
 
+    def trip_s(self, peer_id: str) -> float | None:
+        """The round trip to a peer in seconds, as last measured."""
+        link = self._links.get(peer_id)
+        return None if link is None else link.heartbeat.rtt_s
+
+    def refused(self) -> int:
+        """How many inbound connections were not let in."""
+        return self._refusals.total
+
     def refusals(self) -> list[RefusalRecord]:
         """The last inbound peers that were not let in, oldest first."""
         return self._refusals.list()

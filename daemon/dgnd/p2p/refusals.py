@@ -17,6 +17,7 @@ class Refusals:
     def __init__(self, kept: int = KEPT) -> None:
         self._kept = kept
         self._records: dict[str, RefusalRecord] = {}
+        self.total = 0  #: how many there were
 
     def add(self, peer_id: str, addr: str, reason: str) -> bool:
         """Records a refusal.
@@ -25,6 +26,7 @@ class Refusals:
         """
         when = datetime.now(UTC).isoformat(timespec="seconds")
         known = self._records.pop(peer_id, None)
+        self.total += 1
         self._records[peer_id] = RefusalRecord(peer_id, addr, when, reason)
         while len(self._records) > self._kept:
             del self._records[next(iter(self._records))]

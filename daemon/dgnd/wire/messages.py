@@ -373,6 +373,23 @@ class OpenSequence(Message, tag="w.open", frozen=True):
     max_positions: int
 
 
+class Spread(msgspec.Struct, frozen=True, kw_only=True):
+    """How often values lay within which bounds of `dgnd.metrics.histogram`, and their sum."""
+
+    total: float = 0.0
+    counts: tuple[int, ...] = ()
+
+
+class WorkDone(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker has done since it began."""
+
+    decode_steps: int = 0
+    prompt_positions: int = 0
+    batch: Spread = Spread()  #: steps that were computed together
+    queue: Spread = Spread()  #: seconds that steps waited for their turn
+    compute: Spread = Spread()  #: seconds that steps were computed
+
+
 class WorkerStats(Message, tag="w.stats", frozen=True):
     """Asked by an empty one, answered at once with the numbers."""
 
@@ -384,6 +401,7 @@ class WorkerStats(Message, tag="w.stats", frozen=True):
     step_ms: float | None = None  #: a decode step of one session through one block; None: not measured
     prompt_ms: float | None = None  #: one position of a prompt through one block
     queue: float = 0.0  #: as in SpanOffer
+    done: WorkDone = WorkDone()
 
 
 PeerMessage = (

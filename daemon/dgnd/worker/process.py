@@ -53,6 +53,7 @@ from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler, kind_of
 from dgnd.worker.speed import Speed
+from dgnd.worker.tally import Tally
 from dgnd.worker.watchdog import Watchdog
 
 _PROGRESS_INTERVAL_S = 0.2
@@ -92,6 +93,7 @@ class WorkerProcess:
         self._kv_bytes = self._kv_busy = 0
         self._kv_limit: KvLimit | None = None  # that is to be taken
         self._speed = Speed()  # guarded by _waiting
+        self._tally = Tally()  # guarded by _waiting
 
     def run(self) -> int:
         """Computes on the calling thread until the daemon hangs up."""
@@ -147,6 +149,7 @@ class WorkerProcess:
             self._gather(worker, watchdog, pace)
             with self._waiting:
                 batch = self._scheduler.take(pace.budget)
+                self._tally.taken(batch, time.monotonic())
                 beside = self._scheduler.beside(batch)
             if held and not overtakes(batch, held):
                 self._outlet.send(held)
@@ -175,6 +178,7 @@ class WorkerProcess:
             if works and not failed:
                 with self._waiting:
                     self._speed.observe(works, begun, ended, beside)
+                    self._tally.computed(batch, ended - begun)
             self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
             self._inlet.come_back()
             if is_chunk and self._somebody_decodes():
@@ -218,6 +222,7 @@ class WorkerProcess:
             case OpenSequence() | StepFrame() | History() | Cancel() | EndTurn() | CloseHop() as message:
                 with self._waiting:
                     self._scheduler.put(message.key, frame)
+                    self._tally.put(frame, time.monotonic())
             case _:
                 pass  # messages that only the daemon receives
 
@@ -228,6 +233,7 @@ class WorkerProcess:
         with self._waiting:
             waiting = len(self._scheduler)
             figures = self._speed.said(now)
+            done = self._tally.said()
         return WorkerStats(
             kv_bytes=self._kv_bytes,
             sequences=sequences,
@@ -237,6 +243,7 @@ class WorkerProcess:
             step_ms=figures.step_ms,
             prompt_ms=figures.prompt_ms,
             queue=figures.queue,
+            done=done,
         )
 
 
