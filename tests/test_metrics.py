@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import socket
@@ -269,6 +270,23 @@ def documented() -> dict[str, tuple[str, frozenset[str]]]:
 def test_every_metric_is_documented_and_no_other() -> None:
     ours = {metric.name: (metric.kind, frozenset(metric.labels)) for metric in CATALOGUE.values()}
     assert {name: row for name, row in documented().items() if name.startswith("dgn_")} == ours
+
+
+def test_the_dashboard_shows_every_metric_of_ours_and_none_that_is_not_there() -> None:
+    dashboard = json.loads((ROOT / "packaging/grafana/dgn.json").read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    asked += [each.get("definition", "") for each in dashboard["templating"]["list"]]
+    known = {
+        f"{name}{suffix}"
+        for name, (kind, _) in documented().items()
+        for suffix in (("_bucket", "_sum", "_count") if kind == "histogram" else ("",))
+    }
+    named = set(re.findall(r"\b(?:dgn|process)_\w+", " ".join(asked)))
+    assert named
+    assert named <= known
+    assert {name for name in CATALOGUE if not any(each.startswith(name) for each in named)} == set()
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
 
 
 def test_every_metric_that_a_node_shows_is_documented(pair: Pair) -> None:
