@@ -54,7 +54,7 @@ deb:
 test-systemd:
 	@scripts/bootstrap.sh test
 	$(BIN)/python packaging/deb/build.py
-	DGN_TEST_SYSTEMD=1 $(BIN)/python -m pytest -rs -s --timeout 1800 tests/test_systemd.py tests/test_systemd_cluster.py
+	DGN_TEST_SYSTEMD=1 $(BIN)/python -m pytest -rs -s --timeout 1800 tests/test_deb.py tests/test_systemd.py tests/test_systemd_cluster.py
 
 test-churn:
 	@scripts/bootstrap.sh test

@@ -13,6 +13,19 @@ ROOT = Path(__file__).resolve().parent.parent
 WHY_SKIPPED = "minutes long: `make test-systemd` runs it"
 
 
+def copy_of_the_checkout(place: Path) -> Path:
+    """What git knows of it and what it would add, with other times than here."""
+    command = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).exists():
+            target = place / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, target)
+            target.chmod(0o600)
+    return place
+
+
 def made_package() -> Path:
     """Of this checkout."""
     (found,) = (ROOT / "dist").glob("dgn_*.deb")

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 from cluster import Cluster, Row
+from deb_kit import copy_of_the_checkout
 from disturbed import asked
 from test_docs import keys_by_section
 from tiny_llama import make_tiny_llama
@@ -74,6 +75,24 @@ def test_shells_read_the_completions(name: str, shell: str) -> None:
         pytest.skip(f"{shell} is not installed")
     done = subprocess.run([shell, "-n"], input=text, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_wheel_and_sdist_are_the_same_wherever_they_are_built(tmp_path: Path) -> None:
+    """With other times, other modes, in another place."""
+    places = [copy_of_the_checkout(tmp_path / name) for name in ("one", "another/place")]
+    for path in places[1].rglob("*"):
+        if path.is_file():
+            path.chmod(0o664)
+            os.utime(path, (1e9, 1e9))
+    built = []
+    for place in places:
+        done = subprocess.run(
+            [sys.executable, "-m", "hatchling", "build", "-d", place / "out"], cwd=place, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+        built.append({path.name: path.read_bytes() for path in (place / "out").iterdir()})
+    assert [Path(name).suffix for name in sorted(built[0])] == [".whl", ".gz"]
+    assert built[0] == built[1]
 
 
 @pytest.fixture(scope="module")
