@@ -84,6 +84,15 @@ def test_an_installed_package_serves(machine: Machine) -> None:
     assert {unit["by"] for unit in by if unit["name"] in ("dgnd.service", "dgnd.socket")} == {"package"}
 
 
+def test_bash_completes_what_the_service_knows(machine: Machine) -> None:
+    script = "source /usr/share/bash-completion/completions/dgnctl; COMP_WORDS=(%s ''); COMP_CWORD=%d; "
+    for words, offered in (("dgnctl run --model", "dgn-demo"), ("dgnctl system", "install uninstall status")):
+        line = script % (words, len(words.split())) + '_dgnctl_completion dgnctl; echo "${COMPREPLY[@]}"'
+        assert machine.run("bash", "-c", line, user="alice").stdout == f"{offered}\n"
+    for page in ("man1/dgnctl.1", "man5/dgn.toml.5", "man8/dgnd.8"):
+        assert machine.run("zcat", f"/usr/share/man/{page}.gz").stdout.startswith(".TH ")
+
+
 def test_the_socket_is_for_members_of_the_group_alone(machine: Machine) -> None:
     socket = "/run/dgn/dgnd.sock"
     assert machine.run("stat", "-c", "%U %G %a", socket).stdout == "dgn dgn 660\n"
@@ -231,6 +240,7 @@ def test_a_removal_leaves_what_is_yours(machine: Machine) -> None:
     assert machine.run("pgrep", "-u", "dgn", check=False).stdout == ""
     assert machine.run("sha256sum", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
     install(machine, made_package())
+    assert active(machine)
     assert machine.run("sha256sum", "/var/lib/dgn/identity.key", f"/{CONFIG}").stdout == kept
     assert "dgnctl connect" in answer(machine)
 

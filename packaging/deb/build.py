@@ -108,6 +108,8 @@ def make_environment() -> Path:
     site.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--python"]
     pins = ["--constraint", "constraints.txt", "--build-constraint", "constraints.txt"]
+    # A cache of its own: in the user's there may be extension modules that were compiled otherwise.
+    pins += ["--cache-dir", str(BUILD / "pip")]
     run(*pip, home / "bin/python3", "install", "-q", "--no-compile", *pins, ".[onnx,http]", **REPRODUCIBLE)
     shutil.rmtree(site / "trio-stubs", ignore_errors=True)  # types alone
     for path in (home / "bin").iterdir():  # scripts that name this place; ours are in /usr/bin
