@@ -47,7 +47,10 @@ def http_node(
     sessions: str = "",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[HttpNode]:
-    """One daemon that serves `spans` of `models`. `more`: further keys of [http]."""
+    """One daemon that serves `spans` of `models`. `more`: further keys of [http]. No session outlives its
+    request, unless `more` says so."""
+    if "conversations" not in more:
+        more += "\nconversations = 0"
     with Cluster(directory, None) as cluster:
         node = cluster.add("a")
         node.extra_env.update(env or {})

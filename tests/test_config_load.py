@@ -166,6 +166,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
         ("[sessions]\nmax_sessions = 0", "2:1: sessions.max_sessions must be from 1 to 10000"),
         ("[sessions]\nmax_sessions = 1000000000", "2:1: sessions.max_sessions must be from 1 to 10000"),
         (f"[sessions]\nmax_sessions = {10**30}", "2:1: sessions.max_sessions must be from 1 to 10000"),
+        ("[http]\nconversations = -1", "2:1: http.conversations must be from 0 to 512"),
         ("[http]\nmax_requests = 0", "2:1: http.max_requests must be from 1 to 10000"),
         ('[http]\nlisten = "11435"', '2:1: "11435" is no address to listen on; one such as 127.0.0.1:11435'),
         ('[http]\nlisten = "999.0.0.1:1"', '2:1: "999.0.0.1:1": "999.0.0.1" is no IP address'),

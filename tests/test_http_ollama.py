@@ -32,8 +32,10 @@ def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpNode]:
 
 
 @pytest.fixture(scope="module")
-def client(http: HttpNode) -> ollama.Client:
-    return ollama.Client(host=http.url, timeout=WAIT_S)
+def client(http: HttpNode) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=http.url, timeout=WAIT_S)
+    yield client
+    client._client.close()
 
 
 def test_models_are_listed_and_shown(http: HttpNode, client: ollama.Client) -> None:

@@ -18,6 +18,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from tool_kit import HERMES_TEMPLATE
 from user_kit import scripted_model
 
 from dgnd.http.app import make_app
@@ -34,7 +35,7 @@ MODEL = "scripted"
 EXAMPLES = 50
 #: What is refused for itself, which leaves nothing else to find out.
 REFUSED = (
-    "logit_bias", "tools", "functions", "modalities", "logprobs", "top_logprobs", "suffix",
+    "logit_bias", "functions", "modalities", "logprobs", "top_logprobs", "suffix",
     "best_of", "template", "context", "images", "think",
 )  # fmt: skip
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -43,7 +44,12 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 @pytest.fixture(scope="module")
 def http(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpNode]:
     directory = tmp_path_factory.mktemp("openapi")
-    models = {MODEL: {"path": str(scripted_model(directory / "scripted")), "backend": "reference"}}
+    models = {
+        MODEL: {
+            "path": str(scripted_model(directory / "scripted", chat_template=HERMES_TEMPLATE)),
+            "backend": "reference",
+        }
+    }
     with http_node(directory / "nodes", models, {MODEL: "embed,0-3,head"}) as node:
         yield node
 
@@ -75,9 +81,17 @@ def _aim(body: Any) -> None:
     if not isinstance(body, dict):
         return
     if isinstance(body.get("model"), str) and len(body["model"]) % 4 != 1:
+        odd = len(body["model"]) % 2
         body["model"] = MODEL
         for key in REFUSED:
             body.pop(key, None)
+        if not odd:  # few of the schemas and tools that are made up can be used
+            for key in ("response_format", "tools", "tool_choice"):
+                body.pop(key, None)
+            messages = body.get("messages")
+            for message in messages if isinstance(messages, list) else ():
+                if isinstance(message, dict):
+                    message.pop("tool_calls", None)
     for key in ("max_tokens", "max_completion_tokens"):
         if isinstance(body.get(key), int) and body[key] > 3:
             body[key] = 3

@@ -20,6 +20,7 @@ _FIXED = (
     ("http", "keys_file"),
     ("http", "max_requests"),
     ("metrics", "listen"),
+    ("http", "conversations"),
 )
 #: Keys of a model that its worker need not know.
 _NOT_THE_WORKERS = ("path", "chat_template", "wire")

@@ -38,6 +38,7 @@ MOST_DRAIN_S = 3600.0
 #: More than any node can hold in memory.
 MOST_SESSIONS = 10_000
 MOST_HTTP_REQUESTS = 10_000
+MOST_HTTP_CONVERSATIONS = 512
 _DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _NAME = re.compile(r"[^\s\x00-\x1f\x7f/]{1,64}")
 #: More blocks than any model has, for reading a span before the model is known.
@@ -121,6 +122,9 @@ def _check_http(config: Config) -> None:
     if not 1 <= http.max_requests <= MOST_HTTP_REQUESTS:
         message = f"http.max_requests must be from 1 to {MOST_HTTP_REQUESTS}"
         raise KeyProblem(("http", "max_requests"), message)
+    if not 0 <= http.conversations <= MOST_HTTP_CONVERSATIONS:
+        message = f"http.conversations must be from 0 to {MOST_HTTP_CONVERSATIONS}"
+        raise KeyProblem(("http", "conversations"), message)
     if not http.listen:
         return
     try:

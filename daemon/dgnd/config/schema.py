@@ -35,6 +35,7 @@ class HttpConfig(Section, frozen=True):
     listen: str = ""  #: empty: there is no HTTP API
     keys_file: Path | None = None  #: API keys, one a line; None: none is asked for
     max_requests: int = 256  #: at once, those that wait among them
+    conversations: int = 8  #: whose sessions are kept for their next request
 
 
 class MetricsConfig(Section, frozen=True):

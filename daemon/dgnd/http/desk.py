@@ -7,14 +7,16 @@ client is. Knows nothing of HTTP.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
+import msgspec
 import trio
 
 from dgnd.control import api
 from dgnd.control.checks import check_generate
-from dgnd.errors import Cancelled, DgnError, NoRoomNow
+from dgnd.errors import BadRequest, Cancelled, DgnError, NoRoomNow
+from dgnd.http.kept import KeptSessions
 
 #: For an answer that is cancelled to give back what it has, as on the control socket.
 CANCEL_GRACE_S = 10.0
@@ -49,12 +51,18 @@ class Service(Protocol):
         """One answer."""
         ...
 
+    async def cache_clear(self, params: api.CacheClearParams) -> api.CacheClearResult:
+        """Forgets a session."""
+        ...
+
 
 class Desk:
-    """All generations of HTTP clients. `at_once` of them run, `most` requests are taken."""
+    """All generations of HTTP clients. `at_once` of them run, `most` requests are taken; of so many
+    `conversations` the session is kept for their next request."""
 
-    def __init__(self, service: Service, at_once: int, most: int) -> None:
+    def __init__(self, service: Service, at_once: int, most: int, conversations: int = 0) -> None:
         self.service = service
+        self._kept = KeptSessions(conversations)
         self._places = trio.Semaphore(at_once)
         self._most = most
         self._taken = 0
@@ -91,7 +99,8 @@ class Desk:
                     await pieces(index, text, logprobs)
 
                 try:
-                    results[index] = await self._answer(params, on_delta, gone)
+                    answer = self._in_session if len(asked) == 1 else self._answer
+                    results[index] = await answer(params, on_delta, gone)
                 except DgnError as error:
                     failed.append(error)
                     nursery.cancel_scope.cancel()
@@ -103,6 +112,25 @@ class Desk:
         if gone.is_set():
             raise Cancelled("the client hung up")
         return [results[index] for index in range(len(asked))]
+
+    async def _in_session(
+        self, params: api.GenerateParams, on_delta: DeltaSink, gone: trio.Event
+    ) -> api.GenerateResult:
+        """One answer, in the session of its conversation; one that did not end well frees that."""
+        name = self._kept.take(params)
+        if name is None:
+            return await self._answer(params, on_delta, gone)
+        over = [name]
+        try:
+            result = await self._answer(msgspec.structs.replace(params, session=name), on_delta, gone)
+            if not gone.is_set():
+                over = self._kept.keep(name, params)
+            return result
+        finally:
+            with trio.CancelScope(shield=True):
+                for each in over:
+                    with suppress(BadRequest):  # it was never begun, or is gone already
+                        await self.service.cache_clear(api.CacheClearParams(session=each))
 
     async def _answer(
         self,

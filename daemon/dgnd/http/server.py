@@ -47,7 +47,7 @@ async def serve_http(
     Raises ListenFailed, and ConfigError for a file of keys that can't be used.
     """
     keys = None if config.keys_file is None else KeyFile(config.keys_file)
-    desk = Desk(service, at_once, config.max_requests)
+    desk = Desk(service, at_once, config.max_requests, config.conversations)
     app = make_app(House(desk, Guard(keys), BodyLedger()))
     listener = trio.SocketListener(_listen(parse_http_address(config.listen)))
     host, port = listener.socket.getsockname()[:2]
