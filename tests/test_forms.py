@@ -108,6 +108,8 @@ def test_a_model_without_an_end_completes_its_answer(demo: TextAssets, tmp_path:
         ({"type": "wizard"}, "Invalid type: wizard"),
         ({"type": "array", "uniqueItems": True}, "uniqueItems"),
         ({"type": "string", "pattern": "("}, "unclosed group"),
+        ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "oneOf constraints are not supported"),
+        ({"enum": ["\ud800"]}, "surrogates not allowed"),
         ({"$ref": "#/nowhere"}, "'/nowhere' does not exist"),
         ({"$ref": "https://example.com/schema"}, "not present"),
         ({"$ref": "#"}, "too complex"),

@@ -38,7 +38,7 @@ def _no_more_than_processors(ctx: click.Context, param: click.Parameter, threads
     processors = os.cpu_count() or 1
     if threads is not None and threads > processors:
         raise click.BadParameter(
-            f"{threads} threads would only wait for each other: this machine has {processors} processor(s)."
+            f"{threads} threads would wait for each other: this machine has {processors}; give no more."
         )
     return threads
 

@@ -70,7 +70,7 @@ class ChatStore:
         """The one that was held last. Raises NotFound."""
         found = [(self.path(name).stat().st_mtime_ns, name) for name in self.ids()]
         if not found:
-            raise NotFound(f"no conversation is kept in {self.directory}")
+            raise NotFound(f"no conversation is kept in {self.directory}; begin one: dgnctl chat")
         return max(found)[1]
 
     def find(self, wanted: str) -> str:

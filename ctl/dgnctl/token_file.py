@@ -39,5 +39,5 @@ def read_ids(path: Path) -> list[int]:
                 raise BadRequest(f"{path}:{number}: '{shown}' is not a token id; expected numbers and commas")
             ids.append(int(part))
     if not ids:
-        raise BadRequest(f"{path}: holds no token ids")
+        raise BadRequest(f"{path}: holds no token ids; expected numbers and commas")
     return ids

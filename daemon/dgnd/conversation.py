@@ -63,7 +63,7 @@ class Conversation:
             assert params.prompt is not None  # checked by dgnd.control.checks
             ids = self._turn(params.prompt, params)
         if not ids:
-            raise BadRequest("the prompt has no tokens")
+            raise BadRequest("the prompt has no tokens; say something")
         bad = next((i for i in ids if not 0 <= i < self.model.config.vocab_size), None)
         if bad is not None:
             raise BadRequest(f"token id {bad} is not in the vocabulary of {self.model.name}")
@@ -130,7 +130,7 @@ class ConversationBook:
         if name is None:
             names = [key for key, conversation in self._by_name.items() if not conversation.busy]
         elif name not in self._by_name:
-            raise NotFound(f"there is no session {name!r}")
+            raise NotFound(f"there is no session {name!r}; see: dgnctl cache list")
         elif self._by_name[name].busy:
             raise BadRequest(f"session {name!r} is answering; cancel that first")
         else:

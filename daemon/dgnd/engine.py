@@ -162,7 +162,7 @@ class Engine:
         """The prompt's ids with an empty answer, or the turn that is gone on with."""
         if params.resume:
             if conversation.cut_off is None:
-                raise NotFound(f"session {params.session!r} has no answer to go on with")
+                raise NotFound(f"session {params.session!r} has no answer to go on with; ask anew")
             return conversation.cut_off
         model = conversation.model
         sampling = requested_sampling(params, model.sampling)
@@ -171,7 +171,8 @@ class Engine:
         context = model.config.max_positions
         if len(prompt) > context:
             raise ContextExceeded(
-                f"the prompt has {len(prompt)} tokens, the context of {model.name} is {context}",
+                f"the prompt has {len(prompt)} tokens, the context of {model.name} is {context}; "
+                "shorten it, or begin a new conversation",
                 prompt_tokens=len(prompt),
                 context=context,
             )
@@ -312,7 +313,7 @@ class Engine:
         """The token ids of a session."""
         conversation = self.conversations.get(session)
         if conversation is None:
-            raise NotFound(f"there is no session {session!r}")
+            raise NotFound(f"there is no session {session!r}; see: dgnctl cache list")
         return api.SessionTokens(
             session=session, model=conversation.model.name, token_ids=list(conversation.tokens)
         )

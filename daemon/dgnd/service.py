@@ -286,7 +286,7 @@ class NodeService:
             if peer.id == peer_id:
                 detail = "it was connected already; this address was not tried" if peer_id in before else ""
                 return msgspec.structs.replace(self._peer(peer), detail=detail or peer.detail)
-        raise NotFound(f"{peer_id} was connected and is gone again")
+        raise NotFound(f"{peer_id} was connected and is gone again; see: dgnctl peers")
 
     async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
         """Closes the connection to a peer and does not dial it again."""

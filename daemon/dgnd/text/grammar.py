@@ -88,9 +88,9 @@ class Forms:
 
     def json(self, schema: dict[str, Any]) -> Form:
         """JSON of `schema`. Raises BadRequest for one that is none, is too long, or has what is not known."""
-        if len(msgspec.json.encode(schema)) > MAX_BYTES:
-            raise _refused(f"it has more than {MAX_BYTES} bytes")
         try:
+            if len(msgspec.json.encode(schema)) > MAX_BYTES:
+                raise _refused(f"it has more than {MAX_BYTES} bytes")
             made = llguidance.LLMatcher.grammar_from_json_schema(
                 schema, overrides={"whitespace_pattern": _SPACE}
             )
