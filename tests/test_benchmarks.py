@@ -146,6 +146,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "churn.py",
         "compare_llamacpp.py",
         "hop_cost.py",
+        "http_first_byte.py",
         "int8_rows.py",
         "kills.py",
         "line.py",
@@ -153,9 +154,17 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "quality.py",
         "rolling.py",
         "startup.py",
+        "telemetry.py",
         "wire_quality.py",
     ]
     assert [script for script in scripts if f"benchmarks/{script}" not in page] == []
+
+
+def test_telemetry() -> None:
+    figures = _figures("telemetry.py")
+    assert figures["not shown"]["cpu_ratio"] == 1
+    assert figures["shown"]["cpu_ms"] > 0
+    assert 0 < figures["counting"]["share"] < 1
 
 
 def test_wire_quality() -> None:

@@ -8,6 +8,7 @@ import tomllib
 import typing
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 from click.testing import CliRunner
@@ -128,6 +129,20 @@ def test_dgnd_commands_in_documents_exist(document: Path) -> None:
                 assert word.split("=")[0] in options | {"--help"}, line
             elif index == 0:
                 assert word in cli.commands, line
+
+
+def test_every_command_and_option_of_dgnd_is_documented() -> None:
+    text = (ROOT / "docs/operations.md").read_text().split("## The commands of dgnd\n")[1].split("\n## ")[0]
+    documented: dict[str, set[str]] = {}
+    name = ""
+    for command, option in re.findall(r"^\| (?:`(dgnd[^`]*)`)? ?\| (?:`(--[^`]+)`)? ?\|", text, flags=re.M):
+        name = command or name
+        documented.setdefault(name, set()).update([option] if option else [])
+    real = {"dgnd": cli, **{f"dgnd {name}": command for name, command in cli.commands.items()}}
+    assert documented == {
+        name: {each.opts[0] for each in command.params if isinstance(each, click.Option)}
+        for name, command in real.items()
+    }
 
 
 def names_of(requirements: list[str]) -> set[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode, free_port
-from metrics_kit import Scrape, ask, page, scrape_until
+from metrics_kit import WAIT_S, Scrape, ask, page, scrape_until
 from user_kit import readable_model
 
 from dgnd.config.load import load_config
@@ -197,6 +197,20 @@ def test_where_it_may_not_listen(listen: str, words: str, tmp_path: Path) -> Non
         load_config(config, [])
     assert caught.value.message.startswith(f"{config}:{words}")
     assert "\n" not in caught.value.message
+
+
+def test_a_socket_that_cannot_be_made_is_told_with_its_place(tmp_path: Path) -> None:
+    config = tmp_path / "dgn.toml"
+    state, socket = tmp_path / "state", tmp_path / "s"
+    listen = f"unix:{tmp_path}/nowhere/m.sock"
+    config.write_text(
+        f'[node]\nstate_dir = "{state}"\nlisten = []\n[control]\nsocket = "{socket}"\n'
+        f'[metrics]\nlisten = "{listen}"\n'
+    )
+    command = [sys.executable, "-m", "dgnd", "--config", str(config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WAIT_S)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"{config}:7:1: {tmp_path}/nowhere/m.sock")
 
 
 # --- the counts themselves ---

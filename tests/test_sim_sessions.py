@@ -461,3 +461,26 @@ def test_probabilities_come_from_a_head_far_away_as_from_one_here(model: Path) -
     simulate(model, {"a": EVERYTHING}, alone)
     simulate(model, {"a": "embed,0-1", "b": "2-3,head", "c": "2-3,head"}, split)
     assert told["split"] == told["alone"]
+
+
+def test_what_is_mended_sent_again_and_refused_is_counted(model: Path) -> None:
+    right = right_ids(model, PROMPT, Sampling(), 30)
+
+    async def work(cluster: SimCluster) -> None:
+        route = {hop.name for hop in (await cluster.ask("a", asked(3, session="s"))).route}
+        (second,) = route - {"a"}
+        result = await ask_while(cluster, 30, lambda: cluster.kill(second, "reset"), session="s2")
+        assert result.token_ids == right
+        counts = cluster.node("a").counts
+        assert counts.model("m").mends == 1
+        assert counts.model("m").replays >= 1  # from the journal of its own blocks
+        assert counts.model("m").tokens == 33
+        assert counts.model("m").answers == {"length": 2}
+        assert sum(count.losses for count in counts.peers.values()) == 1
+        (left,) = {"b", "c"} - {second}
+        cluster.node(left).hops.set_limits(0)
+        with pytest.raises(DgnError):
+            await cluster.ask("a", asked(3, session="s3"))
+        assert cluster.node(left).counts.refusals["no_room_now"] >= 1
+
+    simulate(model, {"a": "embed,0-1", "b": "2-3,head", "c": "2-3,head"}, work)

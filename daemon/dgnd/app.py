@@ -101,7 +101,7 @@ async def _main(loaded: LoadedConfig, who: NodeIdentity, control: _Control, rest
         if loaded.config.http.listen:
             await _start_http(nursery, loaded, node)
         if loaded.config.metrics.listen:
-            await _start_metrics(nursery, loaded.config.metrics.listen, node)
+            await _start_metrics(nursery, loaded, node)
         nursery.start_soon(supervision.run)
         nursery.start_soon(_forget_failures, supervision, restarts)
         await node.run(delay_s)
@@ -123,12 +123,16 @@ async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -
     log.info("HTTP API on http://%s", address)
 
 
-async def _start_metrics(nursery: trio.Nursery, listen: str, node: Node) -> None:
+async def _start_metrics(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -> None:
     """What metrics need is imported here alone, as for the HTTP API."""
     from dgnd.metrics.collect import Exposition
     from dgnd.metrics.server import serve_metrics
 
-    where = await nursery.start(serve_metrics, listen, Exposition(node.watched).page)
+    listen = loaded.config.metrics.listen
+    try:
+        where = await nursery.start(serve_metrics, listen, Exposition(node.watched).page)
+    except ConfigError as error:  # of the socket's path
+        raise loaded.error_at(("metrics", "listen"), error.message) from None
     log.info("metrics on %s", where)
 
 

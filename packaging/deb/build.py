@@ -160,6 +160,7 @@ def make_system_files(site: Path) -> None:
     place(f"{doc}/changelog.Debian.gz", zipped((HERE / "changelog").read_text()))
     place(f"{doc}/copyright", copyright_text(site))
     place(f"{doc}/examples/cuda.conf", (units / "cuda.conf").read_text())
+    place(f"{doc}/examples/grafana.json", (ROOT / "packaging/grafana/dgn.json").read_text())
     place("usr/share/lintian/overrides/dgn", (HERE / "lintian-overrides").read_text())
     manuals = [
         ROOT / "packaging/manuals.py",
