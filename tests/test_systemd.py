@@ -86,7 +86,7 @@ def test_an_installed_package_serves(machine: Machine) -> None:
 
 def test_bash_completes_what_the_service_knows(machine: Machine) -> None:
     script = "source /usr/share/bash-completion/completions/dgnctl; COMP_WORDS=(%s ''); COMP_CWORD=%d; "
-    for words, offered in (("dgnctl run --model", "dgn-demo"), ("dgnctl system", "install uninstall status")):
+    for words, offered in (("dgnctl run --model", "dgn-demo"), ("dgnctl system", "install status uninstall")):
         line = script % (words, len(words.split())) + '_dgnctl_completion dgnctl; echo "${COMPREPLY[@]}"'
         assert machine.run("bash", "-c", line, user="alice").stdout == f"{offered}\n"
     for page in ("man1/dgnctl.1", "man5/dgn.toml.5", "man8/dgnd.8"):
