@@ -60,7 +60,8 @@ def base_system() -> Path:
 
 
 class Machine:
-    """One machine on layers of file systems, the uppermost its own. A context manager: boots, and stops.
+    """One machine on layers of file systems, the uppermost its own. A context manager: boots, stops, and
+    leaves nothing of it.
 
     `namespace`: the network namespace in /run/netns that it is in; without one it has loopback alone.
     """
@@ -90,6 +91,7 @@ class Machine:
     ) -> None:
         self.power_off()
         self.unmount()
+        shutil.rmtree(self.upper.parent)
 
     def mount(self) -> None:
         """Its file system, in `root`."""

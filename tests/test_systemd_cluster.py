@@ -66,7 +66,7 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def layers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     """A Debian in which the package was installed while no systemd ran, as when an image is made."""
     base = base_system()
     image = Machine("image", tmp_path_factory.mktemp("image"), base)
@@ -80,7 +80,8 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (image.root / "var/tmp/dgn.deb").unlink()
     finally:
         image.unmount()
-    return [image.upper, base]
+    yield [image.upper, base]
+    shutil.rmtree(image.upper.parent)
 
 
 @pytest.fixture(scope="module")
