@@ -20,7 +20,7 @@ from dgnd.standing import Standing
 log = logging.getLogger("dgnd")
 
 _POLL_S: Final = 0.1  #: of the state while starting
-_STEADY_POLL_S: Final = 1.0  #: once ready: what it costs is spent for as long as the daemon runs
+_STEADY_POLL_S: Final = 3.0  #: once ready: what it costs is spent for as long as the daemon runs
 _ANSWER_S: Final = 10.0  #: for an answer on the control socket
 _LOOK_S: Final = 5.0  #: between two rounds, unless the watchdog is to be fed more often
 _LONGER_S: Final = 60.0  #: what is asked for, at every look, while blocks are loaded
@@ -73,6 +73,8 @@ class Supervision:
             elif line not in (before, self._told):  # what was told of a reload stays until something changes
                 self._told = line
                 sdnotify.status(line)
+            if self.ready and not sdnotify.is_asked():
+                return
             before = line
             await trio.sleep(_STEADY_POLL_S if self.ready else _POLL_S)
 
