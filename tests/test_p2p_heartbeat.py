@@ -45,7 +45,38 @@ def test_a_peer_that_never_says_hello_is_let_go() -> None:
     async def main() -> None:
         heart = Heartbeat(SETTINGS, lambda nonce: None, trio.current_time)
         assert await heart.watch(lambda: False) == "no Hello within 10 s"
-        assert 10 < trio.current_time() < 12
+        assert 10 < trio.current_time() <= 12
 
     clock = MockClock(autojump_threshold=0)
     trio.run(main, clock=clock)
+
+
+def test_of_two_that_rest_one_asks_at_a_time() -> None:
+    """Whoever was heard a moment ago need not be asked for a sign of life."""
+    heard = {"one": 0.0, "two": 0.0}
+    asked: list[tuple[float, str]] = []
+    hearts: dict[str, Heartbeat] = {}
+
+    async def main() -> None:
+        for name, other in (("one", "two"), ("two", "one")):
+
+            def ask(nonce: int, name: str = name, other: str = other) -> None:
+                asked.append((trio.current_time(), name))
+                heard[other] = heard[name] = trio.current_time()
+                hearts[name].pong(nonce)
+
+            hearts[name] = Heartbeat(SETTINGS, ask, lambda name=name: heard[name])  # type: ignore[misc]
+        with trio.move_on_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hearts["one"].watch, lambda: True)
+                await trio.sleep(0.7)
+                nursery.start_soon(hearts["two"].watch, lambda: True)
+        assert trio.current_time() == 60  # nobody was taken for gone
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    for name in hearts:
+        times = [when for when, who in asked if who == name]
+        assert len(times) >= 60 / (SETTINGS.ping_s * 5) - 1  # its own round trips stay fresh
+    pauses = [after - before for (before, _), (after, _) in zip(asked, asked[1:], strict=False)]
+    assert max(pauses) <= SETTINGS.gone_s - SETTINGS.ping_s
+    assert len(asked) < 45  # each of them every ping_s would be 60

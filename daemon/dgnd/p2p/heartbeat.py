@@ -6,6 +6,7 @@ Knows the connection only as "when did bytes last come" and "send this ping".
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -19,6 +20,10 @@ _PROBE_S = 1.0
 #: For a sign of life that is asked for because an answer waits.
 NUDGE_S = 2.0
 _TICK_S = 0.1
+#: A tick that ends so much too late was one of standing still.
+_LATE_S = 0.5
+#: Of so many looks at a link that is heard, one asks for the round trip.
+_ASKED_ANYWAY = 5
 #: Pings by which the link is judged.
 _TRIPS = 9
 
@@ -87,26 +92,28 @@ class Heartbeat:
     async def watch(self, is_up: Callable[[], bool]) -> str:
         """Returns, with the reason, when nothing has come for too long or the greeting takes too long.
 
-        Time is counted in ticks here, too: of a while for which this process stood still itself (stopped,
-        suspended) no more than one counts, since what came meanwhile is not read yet.
+        Time is counted in ticks here, too: one in which this process stood still itself (stopped, suspended)
+        counts half, since what came meanwhile is not read yet. Who was just heard is asked now and then only,
+        for the round trip: so of two that rest, one asks and both know.
         """
         silence, greeting = self._settings.gone_s, self._settings.handshake_s
-        tick = min(self._settings.ping_s, silence / 6)
+        tick = min(self._settings.ping_s, silence / 3)
         seen = self._received()
-        silent = unpinged = ungreeted = 0.0
-        while True:
+        silent = ungreeted = 0.0
+        for number in itertools.count():
+            begun = trio.current_time()
             await trio.sleep(tick)
-            received = self._received()
-            silent = silent + tick if received == seen else min(trio.current_time() - received, tick)
-            seen = received
+            now, received = trio.current_time(), self._received()
+            waited = tick if now - begun < tick + _LATE_S else tick / 2
+            is_silent, seen = received == seen, received
+            silent = silent + waited if is_silent else min(now - received, waited)
             if silent > silence:
                 return f"no sign of life for {silence:g} s"
             if is_up():
                 ungreeted = -math.inf
-            ungreeted += tick
+                if is_silent or number % _ASKED_ANYWAY == 0:
+                    self.ping()
+            ungreeted += waited
             if ungreeted > greeting:
                 return f"no Hello within {greeting:g} s"
-            unpinged += tick
-            if is_up() and unpinged >= self._settings.ping_s:
-                unpinged = 0.0
-                self.ping()
+        raise AssertionError("counting ends never")
