@@ -139,6 +139,12 @@ def test_the_comparison_with_llama_cpp(tmp_path: Path) -> None:
     assert ours["decode_ratio"] > 0
 
 
+def test_idle() -> None:
+    figures = _figures("idle.py")
+    assert figures["dgnd"]["wakes_s"] > 0  # a peer that rests is asked whether it lives
+    assert figures["worker"]["bytes_after"] > 2**20
+
+
 def test_the_page_about_performance_names_every_benchmark() -> None:
     page = (BENCHMARKS.parent / "docs" / "performance.md").read_text()
     scripts = sorted(path.name for path in BENCHMARKS.glob("*.py"))
@@ -147,6 +153,7 @@ def test_the_page_about_performance_names_every_benchmark() -> None:
         "compare_llamacpp.py",
         "hop_cost.py",
         "http_first_byte.py",
+        "idle.py",
         "int8_rows.py",
         "kills.py",
         "line.py",
