@@ -2,9 +2,9 @@
 
     python benchmarks/idle.py [--seconds N] [--quick] [--json]
 
-A node with all of the demo model and two connected peers that hold halves of it; all three rest. Time is what the
-kernel counts for the processes, so other work on the machine disturbs it little; memory is anonymous, and looked
-at after a third of the time and at the end.
+A node with all of the demo model and two connected peers that hold halves of it; all three rest. Time is
+what the kernel counts for the processes, so other work on the machine disturbs it little; memory is
+anonymous, and looked at after a third of the time and at the end.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import trio
 from trio.testing import MockClock
 
@@ -77,6 +79,6 @@ def test_of_two_that_rest_one_asks_at_a_time() -> None:
     for name in hearts:
         times = [when for when, who in asked if who == name]
         assert len(times) >= 60 / (SETTINGS.ping_s * 5) - 1  # its own round trips stay fresh
-    pauses = [after - before for (before, _), (after, _) in zip(asked, asked[1:], strict=False)]
+    pauses = [after - before for (before, _), (after, _) in itertools.pairwise(asked)]
     assert max(pauses) <= SETTINGS.gone_s - SETTINGS.ping_s
     assert len(asked) < 45  # each of them every ping_s would be 60
