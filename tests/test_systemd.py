@@ -183,6 +183,8 @@ def test_the_journal_says_what_it_does_and_nothing_of_what_is_said(machine: Mach
 
 
 def test_the_sandbox_is_there(machine: Machine) -> None:
+    verified = machine.run("systemd-analyze", "verify", "--man=no", "dgnd.service", "dgnd.socket")
+    assert (verified.stdout, verified.stderr) == ("", "")
     shown = machine.run("systemd-analyze", "security", "--no-pager", "dgnd.service").stdout
     found = re.search(r"Overall exposure level for dgnd.service: ([0-9.]+)", shown)
     assert found is not None
