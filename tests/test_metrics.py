@@ -10,17 +10,22 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 from cluster import Cluster, Row, TestNode, free_port
 from metrics_kit import WAIT_S, Scrape, ask, page, scrape_until
 from user_kit import readable_model
 
 from dgnd.config.load import load_config
-from dgnd.errors import ConfigError
+from dgnd.control import api
+from dgnd.errors import Cancelled, ConfigError, NoRoomNow
+from dgnd.http.desk import Desk
 from dgnd.metrics.catalogue import CATALOGUE
-from dgnd.metrics.counts import MOST_APART, OTHERS, Counts
+from dgnd.metrics.counts import MOST_APART, OTHERS, Counts, HttpCounts
 from dgnd.metrics.histogram import SIZES, Histogram
 from dgnd.wire.messages import Cancel, Frame, HopKey, StepFrame
 from dgnd.worker.tally import Tally
@@ -224,6 +229,35 @@ def test_names_are_bounded() -> None:
     assert len(counts.models) == len(counts.peers) == MOST_APART + 1
     assert counts.model(OTHERS).tokens == MOST_APART
     assert sum(count.tokens for count in counts.models.values()) == 2 * MOST_APART
+
+
+def test_requests_over_http_are_counted_while_they_last_and_where_they_are_too_many() -> None:
+    counts = HttpCounts()
+    desk = Desk(None, 0, 1, counts=counts)  # type: ignore[arg-type]  # no place: nothing is asked of a node
+    seen: list[HttpCounts] = []
+
+    async def piece(*_: object) -> None:
+        raise AssertionError("nothing answers")
+
+    async def work() -> None:
+        gone = trio.Event()
+
+        async def look() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            seen.append(replace(counts))
+            gone.set()
+
+        with desk.request():
+            with pytest.raises(NoRoomNow, match="1 requests"), desk.request():
+                pass
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look)
+                with pytest.raises(Cancelled):
+                    await desk.answers([api.GenerateParams(prompt="x")], piece, gone)
+
+    trio.run(work)
+    assert seen == [HttpCounts(requests=1, waiting=1, refused=1)]
+    assert counts == HttpCounts(requests=0, waiting=0, refused=1)
 
 
 def test_a_histogram_counts_each_value_in_all_bounds_above_it() -> None:

@@ -119,7 +119,8 @@ async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -
             f"the HTTP API needs the library {error.name}: pip install 'distributed-gpt-node[http]'",
         ) from None
     config = loaded.config
-    address = await nursery.start(serve_http, config.http, node.service, config.sessions.max_sessions)
+    at_once, counts = config.sessions.max_sessions, node.counts.http
+    address = await nursery.start(serve_http, config.http, node.service, at_once, counts)
     log.info("HTTP API on http://%s", address)
 
 

@@ -29,6 +29,8 @@ log = logging.getLogger("dgnd.postoffice")
 WAITING = 8192
 #: Bytes of their tensors at most, if there is memory for so many; one frame may always wait.
 WAITING_BYTES = 256 << 20
+#: Messages of which it is counted how they leave.
+_COUNTED = (StepFrame, TokenFrame)
 #: Sends one frame to a peer; `bulk` chooses the stream that may be slow.
 Send = Callable[[str, Frame, bool], Awaitable[None]]
 #: The same without waiting; False, and nothing was sent, where it would have to.
@@ -135,7 +137,7 @@ class PostOffice:
         begun = perf_counter()
         try:
             sent = self._send_now(peer, frame, bulk)
-            if sent and isinstance(frame.message, StepFrame | TokenFrame):
+            if sent and isinstance(frame.message, _COUNTED):
                 self._departures.at_once(peer, perf_counter() - begun)
             return sent
         except ProtocolError as error:  # a fault of ours must not end the daemon
@@ -168,7 +170,7 @@ class PostOffice:
     async def _carry_one(self, peer: str, bulk: bool, queue: _Queue, frame: Frame, posted: float) -> None:
         try:
             await self._send(peer, frame, bulk)
-            if isinstance(frame.message, StepFrame | TokenFrame):
+            if isinstance(frame.message, _COUNTED):
                 self._departures.waited(peer, perf_counter() - posted)
         except PeerGone:
             if self._queues.get((peer, bulk)) is queue:

@@ -17,6 +17,7 @@ from dgnd.control import api
 from dgnd.control.checks import check_generate
 from dgnd.errors import BadRequest, Cancelled, DgnError, NoRoomNow
 from dgnd.http.kept import KeptSessions
+from dgnd.metrics.counts import HttpCounts
 
 #: For an answer that is cancelled to give back what it has, as on the control socket.
 CANCEL_GRACE_S = 10.0
@@ -58,27 +59,36 @@ class Service(Protocol):
 
 class Desk:
     """All generations of HTTP clients. `at_once` of them run, `most` requests are taken; of so many
-    `conversations` the session is kept for their next request."""
+    `conversations` the session is kept for their next request. What is asked is counted in `counts`."""
 
-    def __init__(self, service: Service, at_once: int, most: int, conversations: int = 0) -> None:
+    def __init__(
+        self,
+        service: Service,
+        at_once: int,
+        most: int,
+        conversations: int = 0,
+        counts: HttpCounts | None = None,
+    ) -> None:
         self.service = service
+        self._counts = counts or HttpCounts()
         self._kept = KeptSessions(conversations)
         self._places = trio.Semaphore(at_once)
         self._most = most
-        self._taken = 0
 
     @contextmanager
     def request(self) -> Iterator[None]:
         """Takes one request. Raises NoRoomNow when there are too many."""
-        if self._taken >= self._most:
+        counts = self._counts
+        if counts.requests >= self._most:
+            counts.refused += 1
             raise NoRoomNow(
-                f"{self._taken} requests are answered or wait, of {self._most} at most; ask again later"
+                f"{counts.requests} requests are answered or wait, of {self._most} at most; ask again later"
             )
-        self._taken += 1
+        counts.requests += 1
         try:
             yield
         finally:
-            self._taken -= 1
+            counts.requests -= 1
 
     async def answers(
         self, asked: Sequence[api.GenerateParams], pieces: Pieces, gone: trio.Event
@@ -146,7 +156,11 @@ class Desk:
             await on_delta(text, token_ids, logprobs)
 
         deadline = trio.current_time() + TURN_S
-        await self._turn(gone, deadline)
+        self._counts.waiting += 1
+        try:
+            await self._turn(gone, deadline)
+        finally:
+            self._counts.waiting -= 1
         try:
             while True:
                 try:

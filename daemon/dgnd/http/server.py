@@ -26,6 +26,7 @@ from dgnd.http.desk import Desk, Service
 from dgnd.http.forms import House
 from dgnd.http.guards import Guard
 from dgnd.http.keys import KeyFile
+from dgnd.metrics.counts import HttpCounts
 
 log = logging.getLogger("dgnd.http")
 
@@ -39,6 +40,7 @@ async def serve_http(
     config: HttpConfig,
     service: Service,
     at_once: int,
+    counts: HttpCounts,
     *,
     task_status: trio.TaskStatus[HttpAddress] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -47,7 +49,7 @@ async def serve_http(
     Raises ListenFailed, and ConfigError for a file of keys that can't be used.
     """
     keys = None if config.keys_file is None else KeyFile(config.keys_file)
-    desk = Desk(service, at_once, config.max_requests, config.conversations)
+    desk = Desk(service, at_once, config.max_requests, config.conversations, counts)
     app = make_app(House(desk, Guard(keys), BodyLedger()))
     listener = trio.SocketListener(_listen(parse_http_address(config.listen)))
     host, port = listener.socket.getsockname()[:2]

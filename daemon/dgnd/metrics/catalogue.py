@@ -46,6 +46,9 @@ _ALL = (
     _histogram("dgn_next_token_seconds", "from a token to the next one of the answer", "model"),
     _counter("dgn_mends_total", "times that answers went on after something was lost", "model"),
     _gauge("dgn_sessions", "sessions of this node that hold token ids", "model"),
+    _gauge("dgn_http_requests", "requests to the HTTP API that are answered or wait"),
+    _gauge("dgn_http_waiting", "answers of the HTTP API that wait for a place"),
+    _counter("dgn_http_refused_total", "requests to the HTTP API that were too many"),
     # blocks that this node computes, for whomever
     _gauge("dgn_hops", "hops of sessions that are open here", "model"),
     _counter("dgn_decode_steps_total", "steps of one position that were computed here", "model"),

@@ -100,6 +100,9 @@ class _NodeCollector(Collector):
             page.add("dgn_state", state == now, state)
         for kind, count in node.counts.refusals.items():
             page.add("dgn_refusals_total", count, kind)
+        page.add("dgn_http_requests", node.counts.http.requests)
+        page.add("dgn_http_waiting", node.counts.http.waiting)
+        page.add("dgn_http_refused_total", node.counts.http.refused)
         page.add("dgn_strangers_refused_total", node.network.refused())
         page.add("dgn_send_queue_frames", node.office.frames)
         page.add("dgn_send_queue_bytes", node.office.bytes)

@@ -78,12 +78,22 @@ class PeerCounts:
 
 
 @dataclass(slots=True)
+class HttpCounts:
+    """Of the HTTP API's generations."""
+
+    requests: int = 0  #: that are answered or wait, now
+    waiting: int = 0  #: answers that wait for a place, now
+    refused: int = 0  #: requests that were too many
+
+
+@dataclass(slots=True)
 class Counts:
     """One node's. `refusals`: what was asked of this node as a hop and refused, by the kind of error."""
 
     models: dict[str, ModelCounts] = field(default_factory=dict)
     peers: dict[str, PeerCounts] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
+    http: HttpCounts = field(default_factory=HttpCounts)
 
     def model(self, name: str) -> ModelCounts:
         """A model's, by its name."""
