@@ -38,7 +38,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "pause": ("dgnctl.pause:pause", "Compute nothing here for a while, and give the memory back."),
     "resume": ("dgnctl.pause:resume", "End a pause: load and serve again."),
     "reload": ("dgnctl.reload:reload", "Have dgnd take its changed configuration."),
-    "setup": ("dgnctl.setup:setup", "Ask a few questions, and write a configuration of dgnd."),
+    "setup": ("dgnctl.setup:setup", "Ask a few questions, and write a configuration."),
     "system": ("dgnctl.system.commands:system", "Have systemd run dgnd: install, uninstall, status."),
     "bench": ("dgnctl.bench:bench", "Measure how fast a model runs on this machine."),
     "version": ("dgnctl.version:version", "Show the versions of dgnctl and dgnd."),
