@@ -83,7 +83,9 @@ def test_every_parameter_of_generate_has_its_option() -> None:
     from dgnctl.run import run
 
     options = {param.name for param in run.params}
+    # What takes a conversation of several messages, or a program that reads what comes back.
     not_of_the_command_line = {"messages", "token_ids", "session", "resume", "logprobs"}
+    not_of_the_command_line |= {"tools", "tool_choice", "tool_name", "parallel_tool_calls"}
     assert set(api.GenerateParams.__struct_fields__) - not_of_the_command_line <= options
 
 
