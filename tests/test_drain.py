@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
-from disturbed import SAMPLINGS, TOKENS, Asked, asked
+from disturbed import SAMPLINGS, TOKENS, Asked, asked, long_answer
 from load import TWO_OF_THREE, Load, restart, serving
 from tiny_llama import make_endless_llama
 
@@ -81,7 +81,7 @@ def test_an_answer_goes_on_elsewhere(
     cluster: Cluster, sampling: dict[str, object], how: str, place: int
 ) -> None:
     origin = cluster.nodes["origin"]
-    params, right = undisturbed(origin, **sampling)
+    params, right = long_answer(origin, sampling)
     leaver = Leaver(cluster, place, how)
     answer = Asked(origin, params, 20, leaver.leave)
     assert answer.ids() == right
