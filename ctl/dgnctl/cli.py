@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "chats": ("dgnctl.chats:chats", "List, show, remove or export kept conversations."),
     "run": ("dgnctl.run:run", "Answer one prompt and end."),
     "status": ("dgnctl.status:status", "Show the node, its workers and sessions, and what is missing."),
+    "top": ("dgnctl.top:top", "Watch the node: sessions, speed, peers, queues, memory."),
     "peers": ("dgnctl.peers:peers", "List the peers, or with --refused who was turned away."),
     "connect": ("dgnctl.peers:connect", "Dial a peer, and let it be used and served until dgnd ends."),
     "disconnect": ("dgnctl.peers:disconnect", "Close the connection to a peer."),

@@ -341,11 +341,13 @@ class WorkerHandle:
     async def _ping(self, pid: int) -> None:
         """Asks for a sign of life now and then, also while nobody waits for an answer."""
         quiet = 0
+        now = self._heard, moved_by(pid)
         for nonce in itertools.count(1):
-            before = self._heard, moved_by(pid)
+            before = now
             self.post(Frame(Ping(nonce=nonce)))
             await trio.sleep(_PING_INTERVAL_S)
-            quiet = quiet + 1 if (self._heard, moved_by(pid)) == before else 0
+            now = self._heard, moved_by(pid)
+            quiet = quiet + 1 if now == before else 0
             if quiet >= _QUIET_PINGS and self.ready:
                 self._fell_silent()
 
