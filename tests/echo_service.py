@@ -189,6 +189,10 @@ class EchoService:
             raise NotFound(f"no session {params.session!r}")
         return api.CacheClearResult(1)
 
+    async def logs(self, params: api.LogsParams) -> api.LogPage:
+        line = api.LogLine(1, 0.0, "info", "dgnd", "something", generation="g")
+        return api.LogPage([line] if params.generation in (None, "g") else [], after=1)
+
     async def drain(self, params: api.DrainParams) -> api.Drained:
         return api.Drained("ready", 0, 0) if params.undo else api.Drained("drained", 2, 1)
 

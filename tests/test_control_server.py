@@ -215,6 +215,7 @@ CALLS: dict[str, api.Params] = {
     "session.export": api.SessionParams(session="s"),
     "cache.list": api.NoParams(),
     "cache.clear": api.CacheClearParams(session="s"),
+    "logs": api.LogsParams(generation="g"),
     "drain": api.DrainParams(undo=True),
     "pause": api.PauseParams(seconds=60),
     "resume": api.NoParams(),

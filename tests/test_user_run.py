@@ -132,6 +132,7 @@ def test_json_is_one_line_with_the_fixed_keys(cluster: Cluster) -> None:
     found = json.loads(line)
     assert list(found) == [
         "text", "token_ids", "prompt_token_ids", "finish_reason", "exact", "usage", "timings", "route",
+        "generation",
     ]  # fmt: skip
     assert found["prompt_token_ids"] == [BOS, *byte_ids("hello")]
     assert byte_ids(found["text"]) == found["token_ids"]

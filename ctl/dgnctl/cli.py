@@ -35,6 +35,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "models": ("dgnctl.models:models", "List the configured models."),
     "backends": ("dgnctl.backends:backends", "List the installed backends, and what is wrong with them."),
     "cache": ("dgnctl.cache:cache", "List or forget what sessions keep in memory."),
+    "logs": ("dgnctl.logs:logs", "Show what dgnd logged last, or follow it."),
     "drain": ("dgnctl.drain:drain", "Hand over the node's sessions, and begin no new ones."),
     "pause": ("dgnctl.pause:pause", "Compute nothing here for a while, and give the memory back."),
     "resume": ("dgnctl.pause:resume", "End a pause: load and serve again."),

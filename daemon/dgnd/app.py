@@ -88,6 +88,7 @@ class _Control:
 
 async def _main(loaded: LoadedConfig, who: NodeIdentity, control: _Control, restarts: Restarts) -> None:
     node = Node(loaded, who)
+    logging.getLogger().addHandler(node.service.log_ring)
     supervision = Supervision(node.standing, control.path)
     failed, delay_s = restarts.begin()
     if delay_s:

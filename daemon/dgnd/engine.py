@@ -6,9 +6,11 @@ token, match stops. Knows nothing of libp2p or of JSON-RPC.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+import msgspec
 import trio
 
 from dgnd.clocks import Clocks
@@ -39,6 +41,8 @@ from dgnd.navigator import Navigator
 from dgnd.recovery import Filler, Recovery
 from dgnd.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey
+
+log = logging.getLogger("dgnd.engine")
 
 DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 #: Why a hop could not be opened though it was offered: others may be asked at once.
@@ -226,6 +230,7 @@ class Engine:
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
                 clocks.prefill = trio.current_time()
+                self._log_begun(driver.session, len(prompt))
                 await self._generate(conversation, turn, recovery, on_delta, clocks)
 
         try:
@@ -233,6 +238,10 @@ class Engine:
         except BaseException as error:
             if isinstance(error, DgnError) and error.retryable and answer.token_ids:
                 conversation.cut_off = turn
+            kind = (
+                error.kind if isinstance(error, DgnError) else type(error).__name__
+            )  # texts may quote the prompt
+            _about(driver.session, f"failed after {len(answer.token_ids)} tokens: {kind}")
             driver.close()  # its hops are in the middle of something; the next turn begins from the token ids
             raise
         interrupted = not answer.done
@@ -250,7 +259,14 @@ class Engine:
         rest = answer.finish("cancelled" if interrupted else "length")
         if rest:
             await on_delta(rest, [], [])
-        return answer.result(prompt, route, clocks.timings())
+        _about(driver.session, f"ended: {answer.finish_reason}, {len(answer.token_ids)} tokens")
+        result = answer.result(prompt, route, clocks.timings())
+        return msgspec.structs.replace(result, generation=driver.session.id)
+
+    def _log_begun(self, session: OriginSession, prompt_tokens: int) -> None:
+        if log.isEnabledFor(logging.INFO):
+            route = " > ".join(f"{hop.name or hop.peer} {hop.span}" for hop in self.route_of(session))
+            _about(session, f"begun with {session.model}, {prompt_tokens} tokens of prompt, by {route}")
 
     async def _generate(
         self,
@@ -340,6 +356,11 @@ class Engine:
     def sweep(self) -> None:
         """Forgets the KV of sessions idle for long; their token ids stay, so they come back by replay."""
         self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
+
+
+def _about(session: OriginSession, what: str) -> None:
+    """A line of the log about an answer; never with a word of it, or of its prompt."""
+    log.info("generation %s %s", session.id, what, extra={"generation": session.id})
 
 
 def _refuse_inexact(driver: SessionDriver, answer: Answer) -> None:

@@ -4,6 +4,7 @@ hop in its worker.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from dgn_backends.span import Span
@@ -11,6 +12,8 @@ from dgnd.admission import HopHost
 from dgnd.hop import Hop
 from dgnd.journal import JournalBook
 from dgnd.wire.messages import CloseHop, Frame, HopKey, Ticket
+
+log = logging.getLogger("dgnd.hops")
 
 
 @dataclass(slots=True)
@@ -36,5 +39,10 @@ class HopTable:
 
     def drop(self, hop: Hop) -> None:
         """Ends a hop whose worker has no part of it any more."""
-        self.hops.pop(hop.ticket.key, None)
+        key = hop.ticket.key
+        if self.hops.pop(key, None) is not None:
+            about = {"generation": key.session}
+            log.info(
+                "generation %s: hop %d closed at %d", key.session, key.hop, hop.fence.length, extra=about
+            )
         self.journals.drop(hop.ticket.key)

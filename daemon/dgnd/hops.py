@@ -120,6 +120,15 @@ class HopServer:
         if not host.to_worker(ticket.model, Frame(opening)):
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
+        log.info(
+            "generation %s: hop %d opened, %s of %s, for %s",
+            ticket.key.session,
+            ticket.key.hop,
+            span,
+            ticket.model,
+            ticket.key.origin,
+            extra={"generation": ticket.key.session},
+        )
 
     def _came_before(self, sender: str, message: OpenHop) -> bool:
         """Whether an open hop has this ticket already. It is answered once more, where it is the last one of

@@ -87,7 +87,12 @@ class Navigator:
         if not worth_moving(asked, offers, old, new, driver.session.sent):
             return
         places = ", ".join(f"{self.market.names.of(hop.peer)} {hop.span}" for hop in new)
-        log.info("session %s moves to %s", driver.session.id, places)
+        log.info(
+            "session %s moves to %s",
+            driver.session.id,
+            places,
+            extra={"generation": driver.session.id},
+        )
         same = next(i for i, hop in enumerate(new) if hop not in old[i : i + 1])
         ways = [self.market.offers.way(model, hop.peer, hop.span) for hop in new[same:]]
         if all(way is not None and way.row_invariant for way in ways) and same:

@@ -118,6 +118,7 @@ class Recovery:
                     self.driver.session.id,
                     trio.current_time() - begun,
                     error.message,
+                    extra={"generation": self.driver.session.id},
                 )
                 return
             full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)

@@ -28,6 +28,7 @@ from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
 from dgnd.footprint import footprint
 from dgnd.hops import HopServer
 from dgnd.ledger import Ledger
+from dgnd.log_ring import LogRing
 from dgnd.map_view import map_rows
 from dgnd.models import LocalModel
 from dgnd.names import Names
@@ -63,6 +64,7 @@ class NodeService:
     ledger: Ledger
     stop: Callable[[], None]
     prober: Prober = field(default_factory=Prober)
+    log_ring: LogRing = field(default_factory=LogRing)
 
     @property
     def me(self) -> str:
@@ -172,6 +174,10 @@ class NodeService:
                         f"relayed: {a} and {b} don't know each other, so their edge goes through here"
                     )
         return list(dict.fromkeys(notes))
+
+    async def logs(self, params: api.LogsParams) -> api.LogPage:
+        """Of the last lines that were logged, those asked for."""
+        return self.log_ring.page(params)
 
     async def drain(self, params: api.DrainParams) -> api.Drained:
         """Has this node's sessions handed over, or serves again."""

@@ -272,6 +272,7 @@ class GenerateResult(msgspec.Struct, frozen=True, omit_defaults=True):
     timings: Timings
     route: list[RouteHop]
     logprobs: list[TokenLogprobs] = []  #: where they were asked for, of all tokens but an eos
+    generation: str = ""  #: what the logs of all nodes on the route call it
 
 
 class GenerateDelta(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -281,6 +282,25 @@ class GenerateDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
+
+
+class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of the log."""
+
+    number: int  #: counted since dgnd began
+    time: float  #: seconds since 1970, UTC
+    level: str  #: debug, info, warning, error, critical
+    logger: str
+    message: str
+    generation: str = ""  #: the answer that it is about
+
+
+class LogPage(msgspec.Struct, frozen=True):
+    """The result of `logs`."""
+
+    lines: list[LogLine]
+    after: int  #: what to ask with for the lines that follow
+    lost: int = 0  #: lines after the one asked for that are not kept any more
 
 
 class CacheEntry(msgspec.Struct, frozen=True):
@@ -417,6 +437,15 @@ class SessionTokens(msgspec.Struct, frozen=True):
     token_ids: list[int]
 
 
+class LogsParams(Params, frozen=True):
+    """`logs`."""
+
+    after: int | None = None  #: lines after this one, oldest first; null: the last ones
+    most: int = 100  #: lines
+    level: str = "debug"  #: and above
+    generation: str | None = None  #: only lines about this answer
+
+
 class DrainParams(Params, frozen=True):
     """`drain`: or, with `undo`, takes sessions again."""
 
@@ -483,6 +512,7 @@ METHODS: dict[str, tuple[type[Params], object]] = {
     "session.import": (SessionImportParams, Done),
     "cache.list": (NoParams, list[CacheEntry]),
     "cache.clear": (CacheClearParams, CacheClearResult),
+    "logs": (LogsParams, LogPage),
     "drain": (DrainParams, Drained),
     "pause": (PauseParams, Paused),
     "resume": (NoParams, Resumed),

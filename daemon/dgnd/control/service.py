@@ -88,6 +88,10 @@ class ControlService(Protocol):
         """Forgets one session, or all of this node's own."""
         ...
 
+    async def logs(self, params: api.LogsParams) -> api.LogPage:
+        """Of the last lines that were logged, those asked for."""
+        ...
+
     async def drain(self, params: api.DrainParams) -> api.Drained:
         """Has sessions handed over, beginning nothing new, and returns when that is done; or undoes it."""
         ...

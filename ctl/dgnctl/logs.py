@@ -1,0 +1,53 @@
+"""`dgnctl logs`: what dgnd logged last, from its memory. Knows nothing of journald."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import click
+
+from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.output import emit, emit_json
+from dgnd.control.api import LogLine, LogPage, LogsParams
+
+_LOOK_S: Final = 0.3
+_PAGE: Final = 512
+_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@click.command()
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on; Ctrl-C ends it.")
+@click.option("--generation", metavar="ID", help="Only lines about this answer; `run --json` tells its id.")
+@click.option(
+    "--level", type=click.Choice(_LEVELS), default="debug", help="Only lines of this level and above."
+)
+@click.option(
+    "-n", "--lines", type=click.IntRange(0, _PAGE), default=50, show_default=True, help="How many lines."
+)
+@json_option
+@socket_option
+@click.pass_context
+def logs(
+    ctx: click.Context, follow: bool, generation: str | None, level: str, lines: int, as_json: bool
+) -> None:
+    """Show what dgnd logged last, or follow it."""
+    with connect_client(ctx) as client:
+        params = LogsParams(most=lines, level=level, generation=generation)
+        page: LogPage = client.call("logs", params)
+        while True:
+            if page.lost:
+                click.echo(f"dgnctl: {page.lost} lines came faster than they were read", err=True)
+            for line in page.lines:
+                emit_json(line) if as_json else emit(_shown(line))
+            if not follow:
+                return
+            if len(page.lines) < _PAGE:
+                time.sleep(_LOOK_S)
+            params = LogsParams(after=page.after, most=_PAGE, level=level, generation=generation)
+            page = client.call("logs", params)
+
+
+def _shown(line: LogLine) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(line.time))
+    return f"{when} {line.level.upper()} {line.logger}: {line.message}\n"

@@ -1,0 +1,106 @@
+"""What is logged, where it is shown, and that an answer can be followed through the nodes and never read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, Row
+from user_kit import ANSWER, Dgnctl, scripted_model
+
+from dgnd.control.api import LogsParams
+from dgnd.errors import BadRequest
+from dgnd.log_ring import LogRing
+from dgnd.logs import _ForJournal
+
+
+@pytest.fixture
+def ring() -> Iterator[LogRing]:
+    found = LogRing(lines=4)
+    log = logging.getLogger("test-logs")
+    log.setLevel(logging.DEBUG)
+    log.addHandler(found)
+    yield found
+    log.removeHandler(found)
+
+
+def messages(ring: LogRing, **keywords: object) -> list[str]:
+    page = ring.page(LogsParams(**keywords))  # type: ignore[arg-type]  # names are checked by LogsParams
+    return [line.message for line in page.lines]
+
+
+def test_the_ring_keeps_the_last_lines_and_says_what_is_lost(ring: LogRing) -> None:
+    log = logging.getLogger("test-logs")
+    for number in range(1, 7):
+        log.info("line %d", number, extra={"generation": "g" if number % 2 else "h"})
+    log.warning("bad\nline")
+    assert messages(ring) == ["line 4", "line 5", "line 6", "bad line"]
+    assert messages(ring, most=2) == ["line 6", "bad line"]
+    assert messages(ring, level="warning") == ["bad line"]
+    assert messages(ring, generation="g") == ["line 5"]
+    page = ring.page(LogsParams(after=1, most=2))
+    assert ([line.number for line in page.lines], page.after, page.lost) == ([4, 5], 5, 2)
+    page = ring.page(LogsParams(after=5))
+    assert ([line.number for line in page.lines], page.after, page.lost) == ([6, 7], 7, 0)
+    assert messages(ring, after=7) == []
+    for wrong in (LogsParams(level="loud"), LogsParams(after=-1), LogsParams(most=10_000)):
+        with pytest.raises(BadRequest):
+            ring.page(wrong)
+
+
+def test_the_journal_gets_priorities() -> None:
+    form = _ForJournal("%(name)s: %(message)s")
+    for level, expected in ((10, "<7>"), (20, "<6>"), (30, "<4>"), (40, "<3>")):
+        record = logging.LogRecord("dgnd", level, "", 0, "x", None, None)
+        assert form.format(record) == f"{expected}dgnd: x"
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    path = scripted_model(tmp_path_factory.mktemp("models") / "m")
+    with Cluster(tmp_path_factory.mktemp("nodes"), path) as cluster:
+        cluster.full_mesh([Row("a", "embed,0-1,head"), Row("b", "2-3")])
+        yield cluster
+
+
+def test_an_answer_is_followed_through_both_nodes_and_never_read(
+    two: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a, b = two.nodes["a"], two.nodes["b"]
+    ctl = Dgnctl(a, capfd)
+    result = ctl.json("run", "--temperature", "0", "xyzzy-secret")
+    assert result["text"] == ANSWER
+    generation = result["generation"]
+    _, shown, _ = ctl("logs", "--generation", generation)
+    assert "begun with m" in shown
+    assert f"ended: stop, {len(result['token_ids'])} tokens" in shown
+    other, shown = Dgnctl(b, capfd), ""
+    deadline = time.monotonic() + 30
+    while "closed" not in shown and time.monotonic() < deadline:
+        _, shown, _ = other("logs", "--generation", generation, "--json")
+    lines = [json.loads(line) for line in shown.splitlines()]
+    assert all(line["generation"] == generation for line in lines)
+    assert ["opened" in line["message"] for line in lines] == [True, False]
+    for node in (a, b):
+        assert generation in node.log
+        for secret in ("xyzzy", ANSWER[:8]):
+            assert secret not in node.log
+
+
+def test_following_shows_what_comes(two: Cluster, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    a = two.nodes["a"]
+    command = [sys.executable, "-m", "dgnctl", "--socket", str(a.socket), "logs", "-f", "-n", "0"]
+    out = tmp_path / "out"
+    with out.open("wb") as file, subprocess.Popen(command, stdout=file) as follower:
+        deadline = time.monotonic() + 60
+        while "ended: " not in out.read_text() and time.monotonic() < deadline:
+            a.run("A", "--max-tokens", "1")
+        follower.terminate()
+    assert "ended: " in out.read_text()
