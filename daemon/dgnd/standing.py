@@ -85,7 +85,9 @@ class Standing:
                 return "its sessions were handed over; 'dgnctl drain --undo' takes sessions again"
             case "paused":
                 return f"it is {self.pausing.why}; 'dgnctl resume' ends that"
-        parts = [*self._loading(), *self._faults(), *self._gaps()]
+        loading = self._loading()
+        # What is missing while something loads is not what will be missing.
+        parts = [*loading, *self._faults(), *([] if loading else self._gaps())]
         if parts:
             return "; ".join(parts)
         return self._serving()
