@@ -24,7 +24,7 @@ from dgnd.control.client import ControlClient
 @socket_option
 @click.pass_context
 def top(ctx: click.Context, interval: float, once: bool, as_json: bool) -> None:
-    """Watch the node: what it computes, for whom, its peers, queues and memory. Ctrl-C ends."""
+    """Watch the node: sessions, speed, peers, queues, memory. Ctrl-C ends."""
     with connect_client(ctx) as client:
         before = _look(client)
         if not (as_json or once) and sys.stdout is not None and sys.stdout.isatty():
