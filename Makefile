@@ -3,7 +3,7 @@ SHELL = /bin/sh
 BIN = .venv/bin
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test check demo-model deb test-rootfs test-js test-systemd test-churn bench clean
+.PHONY: help demo test check demo-model deb test-rootfs test-js test-systemd test-churn test-memory bench clean
 
 help:
 	@echo 'make demo               two daemons that share the demo model, and a chat with them'
@@ -16,6 +16,7 @@ help:
 	@echo 'make test-js            js-libp2p from npm asks a node (node, npm)'
 	@echo 'make test-systemd       the .deb in Debian with a real systemd (root, systemd-nspawn, mmdebstrap)'
 	@echo 'make test-churn         an hour of nodes that die, leave and join under load'
+	@echo 'make test-memory        2.4 GB of weights in three nodes of 1.2 GiB, minutes of too many requests (root)'
 	@echo 'make bench              figures of this machine'
 	@echo 'make clean              removes .venv and caches'
 
@@ -59,6 +60,10 @@ test-systemd:
 test-churn:
 	@scripts/bootstrap.sh test
 	$(BIN)/python benchmarks/churn.py --seconds 3600
+
+test-memory:
+	@scripts/bootstrap.sh test
+	DGN_TEST_MEMORY=1 $(BIN)/python -m pytest -rs -s --timeout 1800 tests/test_memory_split.py tests/test_memory_overload.py
 
 bench:
 	@scripts/bootstrap.sh test

@@ -28,7 +28,7 @@ def test_growth_within_a_page_is_never_refused() -> None:
     budget = KVBudget[int](PAGE_POSITIONS * 10)
     for positions in range(1, PAGE_POSITIONS + 1):
         budget.reserve(1, positions, 10, 4096)
-    with pytest.raises(LimitError, match=r"257 .* 5,120 bytes .* 2,560 bytes here; raise kv_bytes") as no:
+    with pytest.raises(LimitError, match=r"257 .* 5,120 bytes .* 2,560 bytes here; raise memory") as no:
         budget.reserve(1, PAGE_POSITIONS + 1, 10, 4096)
     assert not no.value.retryable
     assert "again" not in no.value.message
@@ -46,7 +46,7 @@ def test_the_one_idle_for_longest_gives_way_and_only_as_many_as_needed() -> None
     assert budget.reserve("e", 1, 1, 4096) == ["c"]
     budget.idle("b")
     assert budget.reserve("d", PAGE_POSITIONS + 1, 1, 4096) == ["a"]
-    with pytest.raises(NoRoomNow, match=r"769 positions .* answering hold 512; try again") as no:
+    with pytest.raises(NoRoomNow, match=r"769 positions .* answering hold 512, 512 are free; try") as no:
         budget.reserve("e", 3 * PAGE_POSITIONS + 1, 1, 4096)  # also without "b", d's two pages are in the way
     assert no.value.retryable
     assert budget.held == budget.total  # and "b" has kept its own

@@ -17,7 +17,7 @@ from dgnd.clocks import Clocks
 from dgnd.config.schema import SessionsConfig
 from dgnd.control import api
 from dgnd.conversation import Conversation, ConversationBook, Turn
-from dgnd.driver import SessionDriver
+from dgnd.driver import SessionDriver, Waits
 from dgnd.driver_host import DriverHost
 from dgnd.errors import (
     BadRequest,
@@ -35,6 +35,7 @@ from dgnd.errors import (
 from dgnd.forming import Forming, make_forming, wanted_form
 from dgnd.generation import Answer, requested_sampling
 from dgnd.handover import hand_over
+from dgnd.memory_line import MemoryLine, lacks_memory
 from dgnd.metrics.counts import Counts
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
@@ -79,6 +80,7 @@ class Engine:
     filler: Filler | None = None  #: loads what nobody serves, where that is wanted
     conversations: ConversationBook = field(default_factory=ConversationBook)
     counts: Counts = field(default_factory=Counts)
+    line: MemoryLine = field(default_factory=lambda: MemoryLine(64, 120.0))
 
     # --- frames
 
@@ -151,6 +153,7 @@ class Engine:
                 return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
                 conversation.driver.waits = None
+                self.line.leave(conversation.driver.session.id)
                 self.navigator.market.bookings.end(conversation.driver.session.id)
                 if params.session is None:
                     conversation.driver.close()
@@ -211,6 +214,11 @@ class Engine:
             self.settings.recover_s,
             self.filler if self.settings.fill_gaps else None,
         )
+
+        async def wait_for_memory(error: DgnError) -> None:
+            await self._wait_for_memory(conversation, error, begun=bool(answer.token_ids))
+
+        recovery.wait_for_memory = wait_for_memory
         driver.exact = params.exact
         driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
         if driver.exact and driver.session.encoded:
@@ -219,13 +227,16 @@ class Engine:
 
         async def work() -> None:
             if not answer.done:
+                first = self.line.error(model.name)
+                if first is not None:  # who comes later does not take what they wait for
+                    await wait_for_memory(first)
                 driver.set_tokens([*prompt, *answer.token_ids])
                 try:
                     await self.navigator.ensure(driver, model, params.wait)
                 except DgnError as error:
                     # A hop that has just lost what it offered says that it is not ready: as good as gone.
                     refused = isinstance(error, NotReady) and error is driver.broken
-                    if not (isinstance(error, _GONE) or refused):
+                    if not (isinstance(error, _GONE) or refused or lacks_memory(error)):
                         raise
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
@@ -301,6 +312,9 @@ class Engine:
                 continue
             first = not clocks.first
             count.token(clocks.token(), first=first)
+            if driver.waits is not None or self.line.waits(session.id):
+                driver.waits = None
+                self.line.leave(session.id)
             if route_number != session.route_number:
                 route_number = session.route_number
                 pure = driver.lineage.pure and not session.encoded
@@ -315,6 +329,23 @@ class Engine:
             if not answer.done and driver.broken is None:
                 driver.send_steps(sampling, turn.allowed)  # the hops compute on while the client is told
             await on_delta(shown, [token], [] if sampling.logprobs is None else answer.tell(picked))
+
+    async def _wait_for_memory(self, conversation: Conversation, error: DgnError, *, begun: bool) -> None:
+        """Returns when it is this answer's turn to try. Raises NoRoomNow."""
+        driver, model = conversation.driver, conversation.model
+
+        def tell(what: DgnError, deadline: float) -> None:
+            driver.waits = Waits(what, deadline)
+
+        def others() -> bool:
+            return any(
+                item.busy and item.model is model and not self.line.waits(item.driver.session.id)
+                for item in self.conversations
+                if item is not conversation
+            )
+
+        session = driver.session.id
+        await self.line.wait(model.name, session, error, begun=begun, tell=tell, others=others)
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""

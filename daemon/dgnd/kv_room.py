@@ -23,7 +23,8 @@ class KvRoom:
         if prompt > self.positions:
             raise LimitError(
                 f"the prompt has {prompt:,} tokens; the KV cache of {self.where} holds {self.positions:,} in "
-                f"its {self.budget:,} bytes; shorten the prompt, or raise kv_bytes in [models.NAME] there",
+                f"its {self.budget:,} bytes; shorten the prompt, or raise memory in [limits] (or kv_bytes, "
+                "where it is set) there",
                 prompt_tokens=prompt,
                 positions=self.positions,
                 budget=self.budget,

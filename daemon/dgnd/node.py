@@ -30,6 +30,7 @@ from dgnd.hops import HopServer
 from dgnd.identity import Identity
 from dgnd.ledger import Ledger
 from dgnd.market import Market
+from dgnd.memory_line import MemoryLine
 from dgnd.metrics.counts import Counts
 from dgnd.metrics.departures import Departures
 from dgnd.metrics.watched import Watched
@@ -175,6 +176,7 @@ class Node:
             host=host,
             settings=EngineSettings.of(config.sessions),
             counts=self.counts,
+            line=MemoryLine(config.limits.waiting, config.limits.wait_s),
         )
         leaving = self.offers.leaving = self.hops.leaving
         self.drain = Drain(

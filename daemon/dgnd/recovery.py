@@ -7,7 +7,7 @@ One for each answer. Knows nothing of token ids or text; the navigator knows the
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -33,6 +33,7 @@ from dgnd.errors import (
     error_from,
 )
 from dgnd.exact_routes import inexact_only
+from dgnd.memory_line import lacks_memory
 from dgnd.models import LocalModel
 from dgnd.navigator import Navigator
 
@@ -82,6 +83,7 @@ class Recovery:
     model: LocalModel
     recover_s: float
     filler: Filler | None = None
+    wait_for_memory: Callable[[DgnError], Awaitable[None]] | None = None  #: until it is this answer's turn
     _position: int = -1  # the position whose token was waited for when something failed last
     _mends: int = 0  # since then without a token
     _deaths: list[_Death] = field(default_factory=list)
@@ -91,6 +93,10 @@ class Recovery:
     async def go_on(self, error: DgnError) -> None:
         """Lays the route anew after `error`; the tokens so far stand. Raises `error` itself where nobody
         else could do better, StepCrashesBackend, or BlocksMissing with who had them last."""
+        if self.wait_for_memory is not None and lacks_memory(error) and not self._spared():
+            self.driver.close()  # what it holds is in the way of those that it waits for
+            await self.wait_for_memory(error)
+            self._position = -1  # that was no fault of anybody's
         handed_over = isinstance(error, Draining)  # what it lost is still there: that needs nobody's patience
         self._count()
         if not self._may_go_on(error) or (self.recover_s <= 0 and not handed_over):
@@ -123,6 +129,9 @@ class Recovery:
                 return
             full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)
             await trio.sleep(_FULL_POLL_S if full else _POLL_S)
+
+    def _spared(self) -> bool:
+        return self.navigator.can_spare(self.driver, self.model)
 
     def _count(self) -> None:
         position = len(self.driver.session.tokens)

@@ -151,6 +151,7 @@ class Reloader:
         host.engine.settings = EngineSettings.of(sessions)
         host.hops.set_limits(sessions.max_sessions)
         host.ledger.configure(config.limits, sessions)
+        host.engine.line.most, host.engine.line.wait_s = config.limits.waiting, config.limits.wait_s
         host.drain.drain_s = config.node.drain_s
 
     def _set_peers(self, old: Config, new: Config, gone: Collection[str]) -> None:

@@ -111,10 +111,15 @@ def _check_node(config: Config) -> None:
 
 
 def _check_limits(config: Config) -> None:
+    limits = config.limits
     try:
-        parse_amount(config.limits.memory)
+        parse_amount(limits.memory)
     except AmountError as error:
         raise KeyProblem(("limits", "memory"), str(error)) from None
+    if not 0 <= limits.waiting <= MOST_SESSIONS:
+        raise KeyProblem(("limits", "waiting"), f"limits.waiting must be from 0 to {MOST_SESSIONS}")
+    if not (limits.wait_s >= 0 and math.isfinite(limits.wait_s)):
+        raise KeyProblem(("limits", "wait_s"), "limits.wait_s must be 0 seconds or more")
 
 
 def _check_http(config: Config) -> None:

@@ -93,6 +93,8 @@ class LimitsConfig(Section, frozen=True):
     """`[limits]`"""
 
     memory: str = "90%"  #: for all that this node holds: bytes, or a share of what it is allowed
+    waiting: int = 64  #: answers that may wait for memory, of each model
+    wait_s: float = 120.0  #: for how long
 
 
 class Config(Section, frozen=True):

@@ -15,6 +15,8 @@ PAGE_POSITIONS = 256
 #: The part of the available memory that KV takes where no budget is given.
 AUTOMATIC_SHARE = 0.8
 
+_REMEDY = "raise memory in [limits] (or kv_bytes, where it is set)"
+
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -71,12 +73,13 @@ class KVBudget(Generic[Key]):
                 numbers: dict[str, DataValue] = {"needed": wanted, "budget": self.total, "held": used}
                 if wanted > self.total:
                     raise LimitError(
-                        f"{need}; it may take {self.total:,} bytes here; raise kv_bytes in [models.NAME]",
+                        f"{need}; it may take {self.total:,} bytes here; {_REMEDY}",
                         **numbers,
                     )
                 raise NoRoomNow(
                     f"{need}; of the {self.total:,} bytes that it may take here, sessions that are answering "
-                    f"hold {used:,}; try again when they have ended, or raise kv_bytes in [models.NAME]",
+                    f"hold {used:,}, {self.total - used:,} are free; try again when they have ended, "
+                    f"or {_REMEDY}",
                     **numbers,
                 )
             for key, size in idle.items():
