@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,9 @@ from user_kit import ANSWER, Dgnctl, scripted_model
 
 from dgnd.control.api import LogsParams
 from dgnd.errors import BadRequest
+from dgnd.log_flood import MOST, WINDOW_S, Flood
 from dgnd.log_ring import LogRing
-from dgnd.logs import _ForJournal
+from dgnd.logs import _AsJson, _ForJournal
 
 
 @pytest.fixture
@@ -59,11 +62,59 @@ def test_the_journal_gets_priorities() -> None:
         assert form.format(record) == f"{expected}dgnd: x"
 
 
+def test_a_flood_becomes_a_few_lines_and_a_count() -> None:
+    now = 0.0
+    flood = Flood(lambda: now)
+
+    def said(text: str, line: int) -> logging.LogRecord:
+        return logging.LogRecord("dgnd", 30, "peer.py", line, "%s is wrong", (text,), None)
+
+    assert [flood.filter(said(str(number), 7)) for number in range(MOST + 30)].count(True) == MOST
+    assert flood.filter(said("other", 8))  # what another place says is another kind
+    now = WINDOW_S
+    record = said("again", 7)
+    assert flood.filter(record)
+    assert record.getMessage() == "again is wrong (and 30 lines like this were left out before)"
+    record = said("again", 7)
+    assert flood.filter(record)
+    assert record.getMessage() == "again is wrong"
+
+
+def test_what_is_below_the_level_is_not_said() -> None:
+    code = """
+import logging
+from dgnd.logs import log_to_stderr
+log_to_stderr(logging.%s, "json")
+logging.getLogger("dgnd.x").debug("one")
+logging.getLogger("a_library").debug("two")
+logging.getLogger("dgnd").warning("three")
+"""
+    for level, expected in (("DEBUG", ["one", "three"]), ("INFO", ["three"]), ("ERROR", [])):
+        done = subprocess.run(
+            [sys.executable, "-c", code % level], capture_output=True, text=True, check=True
+        )
+        assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == expected
+
+
+def test_json_has_the_id_of_the_answer() -> None:
+    record = logging.LogRecord("dgnd", 30, "", 0, 'a "quoted" %s', ("word",), None)
+    record.generation = "g1"
+    found = json.loads(_AsJson().format(record))
+    assert found.pop("time").endswith("+00:00")
+    assert found == {
+        "level": "warning",
+        "logger": "dgnd",
+        "message": 'a "quoted" word',
+        "generation": "g1",
+    }
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     path = scripted_model(tmp_path_factory.mktemp("models") / "m")
     with Cluster(tmp_path_factory.mktemp("nodes"), path) as cluster:
-        cluster.full_mesh([Row("a", "embed,0-1,head"), Row("b", "2-3")])
+        log = '[log]\nlevel = "debug"\nformat = "json"'
+        cluster.full_mesh([Row("a", "embed,0-1,head"), Row("b", "2-3")], more=log)
         yield cluster
 
 
@@ -86,15 +137,13 @@ def test_an_answer_is_followed_through_both_nodes_and_never_read(
     assert all(line["generation"] == generation for line in lines)
     assert ["opened" in line["message"] for line in lines] == [True, False]
     for node in (a, b):
-        assert generation in node.log
+        logged = [json.loads(line) for line in node.log.splitlines()]
+        assert any(line.get("generation") == generation for line in logged)
         for secret in ("xyzzy", ANSWER[:8]):
             assert secret not in node.log
 
 
 def test_following_shows_what_comes(two: Cluster, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     a = two.nodes["a"]
     command = [sys.executable, "-m", "dgnctl", "--socket", str(a.socket), "logs", "-f", "-n", "0"]
     out = tmp_path / "out"

@@ -26,6 +26,7 @@ from dgnd.control.server import serve_control
 from dgnd.control.socket_path import daemon_socket
 from dgnd.errors import ConfigError, DgnError
 from dgnd.identity import IDENTITY_FILE, Identity
+from dgnd.log_flood import Flood
 from dgnd.logs import log_to_stderr
 from dgnd.node import Node, NodeIdentity
 from dgnd.restarts import STEADY_S, Restarts
@@ -40,7 +41,8 @@ _END_S = 5.0  #: beyond `drain_s`, what a service manager should grant a node th
 
 def run(loaded: LoadedConfig, socket: Path | None) -> None:
     """Runs the daemon to its end. Raises DgnError when it can't start or go on."""
-    log_to_stderr(logging.INFO)
+    wanted = loaded.config.log
+    log_to_stderr(logging.getLevelNamesMapping()[wanted.level.upper()], wanted.format)
     with contextlib.suppress(ValueError, OSError):  # stderr is no file
         faulthandler.enable()  # where it hung, when the service manager's watchdog ends it
     config = loaded.config
@@ -88,6 +90,7 @@ class _Control:
 
 async def _main(loaded: LoadedConfig, who: NodeIdentity, control: _Control, restarts: Restarts) -> None:
     node = Node(loaded, who)
+    node.service.log_ring.addFilter(Flood())
     logging.getLogger().addHandler(node.service.log_ring)
     supervision = Supervision(node.standing, control.path)
     failed, delay_s = restarts.begin()

@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import os
 import sys
 
+import msgspec
+
 from dgnd.errors import one_line
+from dgnd.log_flood import Flood
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+#: Tells workers in which form their daemon logs.
+_FORM = "DGN_LOG_FORMAT"
 
 
-def log_to_stderr(level: int) -> None:
-    """Everything from `level` on goes to stderr, each message on one line."""
-    logging.basicConfig(stream=sys.stderr, level=level, format=_FORMAT)
-    if _is_journal():
-        logging.getLogger().handlers[0].setFormatter(_ForJournal("%(name)s: %(message)s"))
+def log_to_stderr(level: int, form: str | None = None) -> None:
+    """Everything from `level` on goes to stderr, each message on one line; of libraries nothing below INFO.
+    `form`: "auto" or "json"; None: as the daemon has it that started this process."""
+    if form is not None:
+        os.environ[_FORM] = form
+    logging.basicConfig(stream=sys.stderr, level=max(level, logging.INFO), format=_FORMAT)
+    logging.getLogger("dgnd").setLevel(level)
     for handler in logging.getLogger().handlers:
+        if os.environ.get(_FORM) == "json":
+            handler.setFormatter(_AsJson())
+        elif _is_journal():
+            handler.setFormatter(_ForJournal("%(name)s: %(message)s"))
         handler.addFilter(_on_one_line)
+        handler.addFilter(Flood())
+
+
+class _AsJson(logging.Formatter):
+    """One object a line, for whatever collects logs. `generation` leads through the logs of all nodes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "time": when.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if generation := getattr(record, "generation", ""):
+            line["generation"] = str(generation)
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
 
 
 class _ForJournal(logging.Formatter):

@@ -19,8 +19,10 @@ _FIXED = (
     ("http", "listen"),
     ("http", "keys_file"),
     ("http", "max_requests"),
-    ("metrics", "listen"),
     ("http", "conversations"),
+    ("metrics", "listen"),
+    ("log", "level"),
+    ("log", "format"),
 )
 #: Keys of a model that its worker need not know.
 _NOT_THE_WORKERS = ("path", "chat_template", "wire")

@@ -22,7 +22,15 @@ from dgnd.config.http_address import HttpAddressError, parse_http_address
 from dgnd.config.locate import KeyPath
 from dgnd.config.metrics_address import MetricsAddressError, parse_metrics_address
 from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
-from dgnd.config.schema import AUTO, BlocksRow, Config, ModelSection, PeerSection
+from dgnd.config.schema import (
+    AUTO,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    BlocksRow,
+    Config,
+    ModelSection,
+    PeerSection,
+)
 from dgnd.errors import BadRequest, ConfigError
 from dgnd.identity import public_key_of
 from dgnd.text import templates
@@ -52,6 +60,7 @@ def check_values(config: Config, backends: Collection[str]) -> None:
     _check_node(config)
     _check_http(config)
     _check_metrics(config)
+    _check_log(config)
     _check_limits(config)
     for name, model in config.models.items():
         _check_name(name, ("models", name))
@@ -150,6 +159,12 @@ def _check_metrics(config: Config) -> None:
             parse_metrics_address(config.metrics.listen)
         except MetricsAddressError as error:
             raise KeyProblem(("metrics", "listen"), str(error)) from None
+
+
+def _check_log(config: Config) -> None:
+    for key, known in (("level", LOG_LEVELS), ("format", LOG_FORMATS)):
+        if (value := getattr(config.log, key)) not in known:
+            raise KeyProblem(("log", key), f'"{value}" is no {key} of logs; one of {", ".join(known)}')
 
 
 def _is_the_same(one: TcpAddress, other: TcpAddress) -> bool:

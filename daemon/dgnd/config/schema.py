@@ -10,6 +10,10 @@ from pathlib import Path
 import msgspec
 
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("auto", "json")
+
+
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The base of every table."""
 
@@ -42,6 +46,13 @@ class MetricsConfig(Section, frozen=True):
     """`[metrics]`"""
 
     listen: str = ""  #: empty: there are none to be read
+
+
+class LogConfig(Section, frozen=True):
+    """`[log]`"""
+
+    level: str = "info"  #: of what dgnd itself says: one of LOG_LEVELS
+    format: str = "auto"  #: one of LOG_FORMATS; auto: lines to read, with priorities for the journal
 
 
 class ModelSection(Section, frozen=True):
@@ -104,6 +115,7 @@ class Config(Section, frozen=True):
     control: ControlConfig = ControlConfig()
     http: HttpConfig = HttpConfig()
     metrics: MetricsConfig = MetricsConfig()
+    log: LogConfig = LogConfig()
     sessions: SessionsConfig = SessionsConfig()
     limits: LimitsConfig = LimitsConfig()
     models: dict[str, ModelSection] = {}
