@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json")
 
