@@ -53,6 +53,14 @@ def test_the_one_idle_for_longest_gives_way_and_only_as_many_as_needed() -> None
     assert budget.reserve("b", 5, 1, 4096) == []
 
 
+def test_a_budget_that_became_smaller_than_what_answers_hold_has_nothing_free() -> None:
+    budget = KVBudget[str](PAGE_POSITIONS * 4)
+    budget.reserve("a", 3 * PAGE_POSITIONS, 1, 4096)
+    budget.total = PAGE_POSITIONS * 2
+    with pytest.raises(NoRoomNow, match=r"answering hold 768, 0 are free; try again"):
+        budget.reserve("b", 1, 1, 4096)
+
+
 @given(st.integers(0, 10_000), st.integers(0, 9), st.integers(1, 1000))
 def test_the_most_positions_are_those_that_a_sequence_alone_gets(total: int, size: int, most: int) -> None:
     fitting = KVBudget[int](total).most_positions(size, most)

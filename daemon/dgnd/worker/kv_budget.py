@@ -78,7 +78,7 @@ class KVBudget(Generic[Key]):
                     )
                 raise NoRoomNow(
                     f"{need}; of the {self.total:,} bytes that it may take here, sessions that are answering "
-                    f"hold {used:,}, {self.total - used:,} are free; try again when they have ended, "
+                    f"hold {used:,}, {max(self.total - used, 0):,} are free; try again when they have ended, "
                     f"or {_REMEDY}",
                     **numbers,
                 )
