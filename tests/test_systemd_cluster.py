@@ -53,7 +53,7 @@ class Place:
 
     def client(self) -> ControlClient:
         """Of desk, as root, with its file system seen from here."""
-        return ControlClient(Path(f"/proc/{self.desk.leader}/root/run/dgn/dgnd.sock"))
+        return ControlClient(Path("/proc", str(self.desk.leader), "root", "run/dgn/dgnd.sock"))
 
     def serving(self) -> set[str]:
         """Whose blocks desk can use now."""
