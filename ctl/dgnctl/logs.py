@@ -9,18 +9,17 @@ import click
 
 from dgnctl.options import connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
-from dgnd.control.api import LogLine, LogPage, LogsParams
+from dgnd.control.api import LOG_LEVELS, LogLine, LogPage, LogsParams
 
 _LOOK_S: Final = 0.3
 _PAGE: Final = 512
-_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 @click.command()
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is logged from now on; Ctrl-C ends it.")
 @click.option("--generation", metavar="ID", help="Only lines about this answer; `run --json` tells its id.")
 @click.option(
-    "--level", type=click.Choice(_LEVELS), default="debug", help="Only lines of this level and above."
+    "--level", type=click.Choice(LOG_LEVELS), default="debug", help="Only lines of this level and above."
 )
 @click.option(
     "-n", "--lines", type=click.IntRange(0, _PAGE), default=50, show_default=True, help="How many lines."

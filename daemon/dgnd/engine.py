@@ -249,9 +249,8 @@ class Engine:
         except BaseException as error:
             if isinstance(error, DgnError) and error.retryable and answer.token_ids:
                 conversation.cut_off = turn
-            kind = (
-                error.kind if isinstance(error, DgnError) else type(error).__name__
-            )  # texts may quote the prompt
+            # Its kind alone: texts may quote the prompt.
+            kind = error.kind if isinstance(error, DgnError) else type(error).__name__
             _about(driver.session, f"failed after {len(answer.token_ids)} tokens: {kind}")
             driver.close()  # its hops are in the middle of something; the next turn begins from the token ids
             raise

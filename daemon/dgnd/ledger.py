@@ -104,16 +104,14 @@ class Ledger:
         programs = max(private_bytes() - journals - queues, 0) + sum(each.program for each in held.values())
         weights = sum(each.weights for each in held.values())
         spoken = weights + programs + queues + max(journals, self._most_journals(budget))
-        busy = sum(each.kv_busy for each in held.values())
-        free = min(
-            budget - self._spare(budget) - spoken - busy, available_bytes() + sum(e.kv for e in held.values())
-        )
+        kv, busy = sum(each.kv for each in held.values()), sum(each.kv_busy for each in held.values())
+        free = min(budget - self._spare(budget) - spoken - busy, available_bytes() + kv)
         return Account(
             budget=budget,
             by=_by(self.amount, limits),
             weights=weights,
             mapped=sum(each.mapped for each in held.values()),
-            kv=sum(each.kv for each in held.values()),
+            kv=kv,
             kv_limit=sum(worker.stats.kv_budget for worker in held),
             journals=journals,
             queues=queues,

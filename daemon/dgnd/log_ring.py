@@ -16,12 +16,6 @@ from dgnd.errors import BadRequest, one_line
 LINES: Final = 4096  #: kept
 MOST: Final = 512  #: in one page
 _LONGEST: Final = 1000  #: characters of a message
-_LEVELS: Final[dict[str, int]] = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
 
 
 class LogRing(logging.Handler):
@@ -47,8 +41,8 @@ class LogRing(logging.Handler):
 
     def page(self, params: api.LogsParams) -> api.LogPage:
         """The lines asked for. Raises BadRequest."""
-        if params.level not in _LEVELS:
-            raise BadRequest(f"level: no {params.level!r}; there are {', '.join(_LEVELS)}")
+        if params.level not in api.LOG_LEVELS:
+            raise BadRequest(f"level: no {params.level!r}; there are {', '.join(api.LOG_LEVELS)}")
         if params.after is not None and params.after < 0:
             raise BadRequest("after: the number of a line, 0 or more")
         if not 0 <= params.most <= MOST:
@@ -58,12 +52,13 @@ class LogRing(logging.Handler):
             kept, last = list(self._lines), self._last
         finally:
             self.release()
-        least = _LEVELS[params.level]
+        numbers = logging.getLevelNamesMapping()
+        least = numbers[params.level.upper()]
         found = (
             line
             for line in (reversed(kept) if params.after is None else kept)
             if line.number > (params.after or 0)
-            and logging.getLevelNamesMapping().get(line.level.upper(), logging.ERROR) >= least
+            and numbers.get(line.level.upper(), logging.ERROR) >= least
             and params.generation in (None, line.generation)
         )
         lines = list(islice(found, params.most))

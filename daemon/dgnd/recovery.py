@@ -127,10 +127,11 @@ class Recovery:
                     extra={"generation": self.driver.session.id},
                 )
                 return
-            full = isinstance(error, LimitError) and not self.navigator.can_spare(self.driver, self.model)
+            full = isinstance(error, LimitError) and not self._spared()
             await trio.sleep(_FULL_POLL_S if full else _POLL_S)
 
     def _spared(self) -> bool:
+        """Whether others can take the place of what was lost."""
         return self.navigator.can_spare(self.driver, self.model)
 
     def _count(self) -> None:
@@ -150,7 +151,7 @@ class Recovery:
         if error is not self.driver.broken or isinstance(error, Cancelled) or self._refused:
             return False  # no hop cancels an answer: this node does, as it leaves
         self._refused = True
-        return self.navigator.can_spare(self.driver, self.model)
+        return self._spared()
 
     def _filled_until(self, error: DgnError, begun: float) -> float:
         """Has what is missing loaded here, if it may; until when that is waited for if it moves no more."""
@@ -171,7 +172,7 @@ class Recovery:
     def _never_fits(self, error: DgnError) -> bool:
         """Whether it has no room where it runs, will have none, and nobody else serves."""
         never = isinstance(error, LimitError) and not isinstance(error, NoRoomNow)
-        return never and not self.navigator.can_spare(self.driver, self.model)
+        return never and not self._spared()
 
     def _note(self, error: DgnError) -> None:
         """Remembers who had what, and how often a worker died computing this step. From now on the step is

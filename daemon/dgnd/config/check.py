@@ -25,12 +25,12 @@ from dgnd.config.multiaddr import MultiaddrError, TcpAddress, parse_multiaddr
 from dgnd.config.schema import (
     AUTO,
     LOG_FORMATS,
-    LOG_LEVELS,
     BlocksRow,
     Config,
     ModelSection,
     PeerSection,
 )
+from dgnd.control.api import LOG_LEVELS
 from dgnd.errors import BadRequest, ConfigError
 from dgnd.identity import public_key_of
 from dgnd.text import templates

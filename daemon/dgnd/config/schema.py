@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("auto", "json")
 
 
@@ -50,7 +49,7 @@ class MetricsConfig(Section, frozen=True):
 class LogConfig(Section, frozen=True):
     """`[log]`"""
 
-    level: str = "info"  #: of what dgnd itself says: one of LOG_LEVELS
+    level: str = "info"  #: of what dgnd itself says: one of `api.LOG_LEVELS`
     format: str = "auto"  #: one of LOG_FORMATS; auto: lines to read, with priorities for the journal
 
 

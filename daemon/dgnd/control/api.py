@@ -437,6 +437,10 @@ class SessionTokens(msgspec.Struct, frozen=True):
     token_ids: list[int]
 
 
+#: Of lines of the log, the least first.
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
 class LogsParams(Params, frozen=True):
     """`logs`."""
 
