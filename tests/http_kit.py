@@ -32,6 +32,12 @@ class HttpNode:
         """HTTP without a client library's help."""
         return httpx.Client(base_url=self.url, timeout=WAIT_S, verify=False, **options)
 
+    def address(self) -> tuple[str, int]:
+        """Its host and port."""
+        url = httpx.URL(self.url)
+        assert url.port is not None
+        return url.host, url.port
+
     def sessions(self) -> int:
         """Sessions that the daemon has, and their hops here."""
         status = self.node.status()

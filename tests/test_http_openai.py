@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import time
 from collections.abc import Iterator
+from http.client import HTTPResponse
 from typing import Any
 
 import httpx
@@ -242,6 +245,31 @@ def test_a_page_of_another_site_is_refused(http: HttpNode) -> None:
             response = plain.post("/v1/chat/completions", content=asked, headers=headers)
             assert (response.status_code, response.json()["error"]["type"]) == (403, "permission_error")
         assert plain.get("/v1/models", headers={"Origin": "http://localhost:3000"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/nowhere"])
+def test_a_connection_can_be_used_again_when_a_request_was_refused_before_its_body_came(
+    http: HttpNode, path: str
+) -> None:
+    head = f"POST {path} HTTP/1.1\r\nHost: rebound.example.com\r\nContent-Length: 4\r\n\r\n".encode()
+    with socket.create_connection(http.address(), timeout=60) as sock, sock.makefile("rb") as answers:
+        for _ in range(2):
+            sock.sendall(head)
+            time.sleep(0.2)  # what the server does without the body, it has done
+            sock.sendall(b"{}\r\n")
+            response = HTTPResponse(sock)
+            response.begin()
+            assert response.status in (403, 404, 405)
+            response.read()
+
+
+def test_a_connection_whose_request_does_not_come_whole_is_said_to_close(http: HttpNode) -> None:
+    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+    with socket.create_connection(http.address(), timeout=60) as sock:
+        sock.sendall(head)
+        response = HTTPResponse(sock)
+        response.begin()
+        assert (response.status, response.headers["Connection"]) == (404, "close")
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -165,10 +165,11 @@ def test_clients_that_hold_on_or_send_without_end_harm_nobody(pair: Pair) -> Non
         held[0].sendall(b"x" * (1 << 20))
     except OSError:
         pass  # it has hung up
+    try:  # while they hold on
+        scrape_until(pair.port, lambda scrape: scrape.value("dgn_ready") == 1)
     finally:
         for sock in held:
             sock.close()
-    scrape_until(pair.port, lambda scrape: scrape.value("dgn_ready") == 1)
 
 
 def test_the_socket_is_for_owner_and_group(pair: Pair) -> None:

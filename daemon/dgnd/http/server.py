@@ -26,6 +26,7 @@ from dgnd.http.desk import Desk, Service
 from dgnd.http.forms import House
 from dgnd.http.guards import Guard
 from dgnd.http.keys import KeyFile
+from dgnd.http.unread import WholeRequests
 from dgnd.metrics.counts import HttpCounts
 
 log = logging.getLogger("dgnd.http")
@@ -50,7 +51,7 @@ async def serve_http(
     """
     keys = None if config.keys_file is None else KeyFile(config.keys_file)
     desk = Desk(service, at_once, config.max_requests, config.conversations, counts)
-    app = make_app(House(desk, Guard(keys), BodyLedger()))
+    app = WholeRequests(make_app(House(desk, Guard(keys), BodyLedger())))
     listener = trio.SocketListener(_listen(parse_http_address(config.listen)))
     host, port = listener.socket.getsockname()[:2]
     task_status.started(HttpAddress(host, port))

@@ -80,24 +80,26 @@ class _Server:
     def __init__(self, page: Page, *, by_address: bool) -> None:
         self._page = page
         self._by_address = by_address
-        self._open = 0
+        self._open: dict[trio.CancelScope, None] = {}  # oldest first
 
     async def connection(self, stream: trio.SocketStream) -> None:
-        """One request and its answer."""
-        self._open += 1
-        try:
-            async with stream:
-                if self._open > MOST_CONNECTIONS:
-                    return
-                with trio.move_on_after(PATIENCE_S):
+        """One request and its answer. Of too many connections the oldest gives way."""
+        if len(self._open) >= MOST_CONNECTIONS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.cancel()
+        with trio.move_on_after(PATIENCE_S) as scope:
+            self._open[scope] = None
+            try:
+                async with stream:
                     head = await _head_of(stream)
                     if head is not None:
                         await stream.send_all(self._answer(head))
                         await stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            pass  # the client has gone
-        finally:
-            self._open -= 1
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+                pass  # the client has gone
+            finally:
+                self._open.pop(scope, None)
 
     def _answer(self, head: bytes) -> bytes:
         lines = head.decode("latin-1").split("\r\n")
