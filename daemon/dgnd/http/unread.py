@@ -1,7 +1,7 @@
-"""A request's body that nobody read: thrown away before the response begins, else the connection ends with it.
+"""A request's body that nobody read: thrown away before the response, else the connection ends with it.
 
-Hypercorn closes a connection after a response to a request that has not come whole. A client that was not
-told so sends its next request there, and gets nothing (RFC 9112, section 9.3). Knows nothing of what is asked.
+Hypercorn closes a connection after a response to a request that has not come whole. A client that was not told
+so sends its next request there, and gets nothing (RFC 9112, section 9.3). Knows nothing of what is asked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PATIENCE_S: Final = 2.0
 
 
 class WholeRequests:
-    """An ASGI application whose responses begin when their requests have come whole, or say that they close."""
+    """An application whose responses begin when their requests have come whole, or say that they close."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -30,9 +30,9 @@ class WholeRequests:
         body = _Body(receive)
 
         async def send_after_it(message: Message) -> None:
-            if message["type"] == "http.response.start" and not await body.whole():
-                if scope["http_version"].startswith("1"):
-                    message["headers"] = [*message["headers"], (b"connection", b"close")]
+            begins = message["type"] == "http.response.start"
+            if begins and not await body.whole() and scope["http_version"].startswith("1"):
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
         await self._app(scope, body.receive, send_after_it)
