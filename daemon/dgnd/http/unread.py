@@ -1,7 +1,8 @@
 """A request's body that nobody read: thrown away before the response, else the connection ends with it.
 
-Hypercorn closes a connection after a response to a request that has not come whole. A client that was not told
-so sends its next request there, and gets nothing (RFC 9112, section 9.3). Knows nothing of what is asked.
+Hypercorn closes a connection after a response to a request that has not come whole. A client that was
+not told so sends its next request there, and gets nothing (RFC 9112, section 9.3). Knows nothing of what is
+asked.
 """
 
 from __future__ import annotations
