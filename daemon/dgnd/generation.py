@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from pathlib import Path
-
-import msgspec
 
 from dgnd.control import api
-from dgnd.errors import BadRequest, ModelError
 from dgnd.exactness import Exactness
 from dgnd.sampling import check_sampling
 from dgnd.text.assets import TextAssets
-from dgnd.text.model_files import MAX_CONFIG_BYTES, parse_object, read_text
 from dgnd.text.stops import StopMatcher
 from dgnd.wire.messages import Sampling, TokenFrame
-
-_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def requested_sampling(params: api.GenerateParams, defaults: Sampling) -> Sampling:
@@ -46,28 +39,6 @@ def requested_sampling(params: api.GenerateParams, defaults: Sampling) -> Sampli
         logprobs=params.logprobs,
     )
     check_sampling(sampling)
-    return sampling
-
-
-def model_sampling(model_dir: Path) -> Sampling:
-    """The sampling that `generation_config.json` asks for; greedy where it says `do_sample: false` or
-    nothing.
-
-    Values that can't be used raise ModelError.
-    """
-    path = model_dir / "generation_config.json"
-    try:
-        values = parse_object(path, read_text(path, MAX_CONFIG_BYTES)) if path.exists() else {}
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read: {error.strerror or error}") from None
-    if values.get("do_sample") is not True:
-        return Sampling()
-    try:
-        known = {"temperature": 1.0} | {k: values[k] for k in _SAMPLING_KEYS if values.get(k) is not None}
-        sampling = msgspec.convert(known, Sampling)
-        check_sampling(sampling)
-    except (msgspec.ValidationError, BadRequest) as error:
-        raise ModelError(f"{path}: {error}") from None
     return sampling
 
 

@@ -20,7 +20,7 @@ from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
 from dgnd.config.schema import ModelSection
 from dgnd.errors import ConfigError, ModelError
-from dgnd.generation import model_sampling
+from dgnd.generation_config import model_sampling
 from dgnd.seal import Seal
 from dgnd.system_memory import available_bytes
 from dgnd.text.assets import TextAssets

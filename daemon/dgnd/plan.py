@@ -23,7 +23,7 @@ from dgnd.config import LoadedConfig
 from dgnd.config.amount import parse_amount
 from dgnd.config.check import SELF
 from dgnd.errors import ConfigError
-from dgnd.generation import model_sampling
+from dgnd.generation_config import model_sampling
 from dgnd.ledger import WEIGHTS_SHARE, room_at_start
 from dgnd.models import model_path
 from dgnd.sizes import Sizes, read_sizes

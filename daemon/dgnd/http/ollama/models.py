@@ -14,7 +14,7 @@ from dgn_backends.model import ModelConfig
 from dgn_backends.weights import span_bytes, span_tensors, whole_model
 from dgnd.control import api
 from dgnd.errors import BadRequest
-from dgnd.generation import model_sampling
+from dgnd.generation_config import model_sampling
 from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import json_answer
