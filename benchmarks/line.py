@@ -33,7 +33,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.quant_plan import SCHEMES
 from dgn_backends.weights import whole_model
 from dgnd.bench.direct_worker import DirectWorker, Timed, decode
-from dgnd.driver import MAX_CHUNK
+from dgnd.sessions.driver import MAX_CHUNK
 from dgnd.wire.messages import LoadSpans
 
 WORKER, THROUGH, SPLIT = "worker alone", "through dgnctl", "split over two"

@@ -33,8 +33,8 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.registry import load_backend
 from dgn_backends.span import span_of_units
 from dgn_backends.tensor import Tensor, tensor_bytes
-from dgnd.driver import MAX_CHUNK
 from dgnd.errors import DgnError
+from dgnd.sessions.driver import MAX_CHUNK
 from dgnd.wire import q8
 
 WIDTHS = (2048, 4096)

@@ -11,7 +11,7 @@ from tiny_llama import make_tiny_llama
 
 from dgn_backends.hf_config import read_config
 from dgnd.control.client import ControlClient
-from dgnd.sizes import read_sizes
+from dgnd.models.sizes import read_sizes
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from sim.determinism import run_seeded
 from dgn_backends.hf_config import read_config
 from dgn_backends.span import format_spans, parse_units
 from dgn_backends.testing_models import make_tiny_llama
-from dgnd.autospan import (
+from dgnd.models.sizes import Sizes, read_sizes
+from dgnd.upkeep.autospan import (
     PATIENCE_S,
     SETTLE_S,
     TURN_S,
@@ -26,7 +27,6 @@ from dgnd.autospan import (
     patience_s,
     worth_changing,
 )
-from dgnd.sizes import Sizes, read_sizes
 
 UNITS = N_BLOCKS + 2
 

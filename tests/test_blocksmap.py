@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgn_backends.span import Span, format_spans, format_units
-from dgnd.blocksmap import BlocksMap
 from dgnd.config import LoadedConfig
 from dgnd.config.schema import BlocksRow, Config, ModelSection
 from dgnd.errors import ConfigError
+from dgnd.models.blocksmap import BlocksMap
 from dgnd.wire.limits import SPANS_MAX
 
 

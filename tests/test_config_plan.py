@@ -23,7 +23,7 @@ from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
-from dgnd.plan import format_plan, make_plan
+from dgnd.upkeep.plan import format_plan, make_plan
 from dgnd.words import format_bytes
 
 PEER = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trio
 
-from dgnd import conversation
-from dgnd.conversation import Conversation, ConversationBook
 from dgnd.errors import LimitError
+from dgnd.origin import conversation
+from dgnd.origin.conversation import Conversation, ConversationBook
 
 MODEL: Any = SimpleNamespace(name="m")
 

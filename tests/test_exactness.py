@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dgnd.exactness import Exactness, Line, Way, difference, kinds
+from dgnd.routing.exactness import Exactness, Line, Way, difference, kinds
 
 WAY = Way("none", "f32", "reference numpy=2 cpu=x", row_invariant=True)
 

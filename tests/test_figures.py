@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from dgnd.bookings import SPREAD_S, Bookings
 from dgnd.errors import ProtocolError
-from dgnd.figures import AGAIN_S, EXPIRY_S, LOOK_S, Saying, told_trips
-from dgnd.offers import OfferBook
+from dgnd.peers.offers import OfferBook
+from dgnd.routing.bookings import SPREAD_S, Bookings
+from dgnd.routing.figures import AGAIN_S, EXPIRY_S, LOOK_S, Saying, told_trips
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.limits import TRIPS_MAX, validate
 from dgnd.wire.messages import Frame, Hello, ModelOffer, SpanOffer

@@ -12,7 +12,7 @@ import pytest
 from cluster import Cluster, Row, TestNode
 from tiny_llama import make_tiny_llama
 
-from dgnd.mapped_files import MappedFiles
+from dgnd.workers.mapped_files import MappedFiles
 
 ROWS = [Row("a", "embed,0-3,head")]
 

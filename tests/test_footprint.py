@@ -13,7 +13,7 @@ from tiny_llama import make_tiny_llama
 
 from dgnd.control import api
 from dgnd.control.client import ControlClient
-from dgnd.footprint import footprint
+from dgnd.memory.footprint import footprint
 
 
 def test_it_counts_what_is_opened_and_begun(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from test_sim_sessions import PROMPT, simulate
 from dgn_backends.bundled import bundled_model
 from dgnd.control import api
 from dgnd.errors import BadRequest, LimitError, ProtocolError
-from dgnd.sampling import pick
+from dgnd.models.sampling import pick
 from dgnd.text.assets import TextAssets
 from dgnd.text.grammar import MAX_BYTES, Form
 from dgnd.wire.allowed import pack, unpack

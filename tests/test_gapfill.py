@@ -21,8 +21,8 @@ from dgnd.config.schema import SessionsConfig
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import BlocksMissing
-from dgnd.gapfill import _WANTED_S
-from dgnd.ledger import PROGRAM_BYTES
+from dgnd.upkeep.gapfill import _WANTED_S
+from dgnd.upkeep.ledger import PROGRAM_BYTES
 
 FILL = "[sessions]\nfill_gaps = true\nrecover_s = {}"
 
@@ -205,7 +205,7 @@ def test_too_little_memory_is_said_in_numbers(tiny: Path) -> None:
     async def main(cluster: SimCluster, strike: Callable[[int], None]) -> None:
         numbers = r"that takes [\d.]+ KiB, and weights may take 700 B of the free memory"
         with (
-            mock.patch("dgnd.ledger.available_bytes", return_value=PROGRAM_BYTES + 1000),
+            mock.patch("dgnd.upkeep.ledger.available_bytes", return_value=PROGRAM_BYTES + 1000),
             pytest.raises(BlocksMissing, match=f"this node can't load 2-3,head itself: {numbers}"),
         ):
             await cluster.ask("a", PARAMS, strike)

@@ -13,11 +13,11 @@ import pytest
 
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import Tensor
-from dgnd.admission import HopHost
 from dgnd.errors import JournalGone
-from dgnd.hops import HopServer
+from dgnd.hosting.admission import HopHost
+from dgnd.hosting.journal import ENTRY_BYTES, JournalBook
+from dgnd.hosting.server import HopServer
 from dgnd.identity import Identity
-from dgnd.journal import ENTRY_BYTES, JournalBook
 from dgnd.wire import q8
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.digest import PrefixDigests

@@ -32,14 +32,14 @@ from p2p_kit import Node, running, until
 from tiny_llama import make_tiny_llama
 
 from dgn_backends.tensor import Tensor
-from dgnd import postoffice
 from dgnd.background import Background
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import NotReady, PeerError, PeerGone
 from dgnd.identity import Identity
 from dgnd.p2p import negotiate
-from dgnd.postoffice import WAITING, PostOffice
+from dgnd.peers import postoffice
+from dgnd.peers.postoffice import WAITING, PostOffice
 from dgnd.wire import codec
 from dgnd.wire.messages import (
     Cancel,

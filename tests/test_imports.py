@@ -27,7 +27,7 @@ def _modules_after(statement: str) -> set[str]:
 
 
 def test_the_whole_daemon_imports_no_compute_library_and_only_its_part_of_libp2p() -> None:
-    loaded = _modules_after("import dgnd.main, dgnd.app, dgnd.plan")
+    loaded = _modules_after("import dgnd.main, dgnd.app, dgnd.upkeep.plan")
     assert "libp2p.security.noise.transport" in loaded  # the composition root was really imported
     assert loaded.isdisjoint((*COMPUTE, *UNUSED, *HTTP, *FORMS))
 

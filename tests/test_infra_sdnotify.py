@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dgnd import sdnotify
+from dgnd.systemd import sdnotify
 
 
 @pytest.fixture(params=["file", "abstract"])

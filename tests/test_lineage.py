@@ -7,8 +7,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgnd.exactness import Line, Way
-from dgnd.lineage import Lineage
+from dgnd.routing.exactness import Line, Way
+from dgnd.routing.lineage import Lineage
 
 WAY = Way("none", "f32", "one", row_invariant=True)
 OTHER = replace(WAY, numerics="other")

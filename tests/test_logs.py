@@ -16,9 +16,9 @@ from user_kit import ANSWER, Dgnctl, scripted_model
 
 from dgnd.control.api import LogsParams
 from dgnd.errors import BadRequest
-from dgnd.log_flood import MOST, WINDOW_S, Flood
-from dgnd.log_ring import LogRing
-from dgnd.logs import _AsJson, _ForJournal
+from dgnd.logs.flood import MOST, WINDOW_S, Flood
+from dgnd.logs.ring import LogRing
+from dgnd.logs.setup import _AsJson, _ForJournal
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_a_flood_becomes_a_few_lines_and_a_count() -> None:
 def test_what_is_below_the_level_is_not_said() -> None:
     code = """
 import logging
-from dgnd.logs import log_to_stderr
+from dgnd.logs.setup import log_to_stderr
 log_to_stderr(logging.%s, "json")
 logging.getLogger("dgnd.x").debug("one")
 logging.getLogger("a_library").debug("two")

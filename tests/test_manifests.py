@@ -13,8 +13,8 @@ from tiny_llama import make_tiny_llama
 
 from dgn_backends.manifest import Manifest
 from dgnd.control.client import ControlClient
-from dgnd.offers import OfferBook
-from dgnd.trust import ManifestBook
+from dgnd.peers.offers import OfferBook
+from dgnd.peers.trust import ManifestBook
 from dgnd.wire.messages import Manifest as ManifestMessage
 
 #: Of the tiny model; each in a file of its own, so that halves of it have nothing in common.

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgn_backends.span import Span
-from dgnd.cgroups import memory_groups
 from dgnd.config.amount import AmountError, parse_amount
-from dgnd.fitting import refusal
+from dgnd.memory.cgroups import memory_groups
+from dgnd.memory.fitting import refusal
 from dgnd.worker.kv_budget import PAGE_POSITIONS, KVBudget
 
 MIB = 1 << 20

@@ -180,7 +180,7 @@ def test_off_by_default_and_without_the_library(tmp_path: Path) -> None:
     config = tmp_path / "dgn.toml"
     config.write_text("")
     assert load_config(config, []).config.metrics.listen == ""
-    code = "import sys, dgnd.app; print('dgnd.metrics.collect' in sys.modules)"
+    code = "import sys, dgnd.app; print('dgnd.exposition.collect' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -12,10 +12,10 @@ from dgn_backends.manifest import Manifest
 from dgn_backends.span import Span
 from dgnd.config.schema import ModelSection
 from dgnd.errors import ProtocolError
-from dgnd.exactness import Way
-from dgnd.models import LocalModel, read_model
-from dgnd.offers import OfferBook
-from dgnd.told import Told
+from dgnd.models.local import LocalModel, read_model
+from dgnd.peers.offers import OfferBook
+from dgnd.peers.told import Told
+from dgnd.routing.exactness import Way
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.limits import ALL_SPANS_MAX, SPAN_TEXT, SPANS_MAX, validate
 from dgnd.wire.messages import Frame, Hello, ModelOffer, SpanOffer

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dgnd.blocksmap import BlocksMap
 from dgnd.config.schema import BlocksRow, Config, ModelSection, PeerSection
-from dgnd.names import Names
+from dgnd.models.blocksmap import BlocksMap
 from dgnd.p2p.settings import PeerState
-from dgnd.peer_notes import away_notes, who_should_serve
+from dgnd.peers.names import Names
+from dgnd.peers.notes import away_notes, who_should_serve
 
 ROWS = (("attic", "2-3,head"), ("cellar", "3,head"), ("desk", "0-1"))
 PEERS = {name: PeerSection(id=f"id-of-{name}") for name in ("attic", "cellar", "desk", "hall")}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgnd.offers import COMPLAIN_S, OfferBook
+from dgnd.peers.offers import COMPLAIN_S, OfferBook
 from dgnd.wire.messages import CloseHop, Failure, Goodbye, Hello, HopKey, ModelOffer, Offers, Ping, SpanOffer
 from dgnd.wire.plain_text import NAME, TEXT, in_plain_words, line
 

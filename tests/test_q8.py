@@ -22,7 +22,7 @@ from dgn_backends.span import parse_spans
 from dgn_backends.tensor import Q8_GROUP, DType, Tensor, tensor_bytes
 from dgnd.control import api
 from dgnd.control.client import ControlClient
-from dgnd.sampling import pick
+from dgnd.models.sampling import pick
 from dgnd.wire import q8
 from dgnd.wire.messages import Sampling
 

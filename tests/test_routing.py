@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgn_backends.span import Span, parse_spans, span_of_units
-from dgnd import routing
 from dgnd.errors import BlocksMissing
-from dgnd.links import UNKNOWN_MS, Links
-from dgnd.routing import (
+from dgnd.routing import search as routing
+from dgnd.routing.links import UNKNOWN_MS, Links
+from dgnd.routing.search import (
     BESIDE,
     CURIOUS,
     HOP_MS,

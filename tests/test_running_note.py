@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from dgnd.running_note import RunningNote
 from dgnd.wire.messages import HopKey
+from dgnd.workers.running_note import RunningNote
 
 KEYS = [HopKey("origin", "session", 1), HopKey("origin", "another", 2**40)]
 CHILD = """
 import os, signal, sys
-from dgnd.running_note import RunningNote
+from dgnd.workers.running_note import RunningNote
 from dgnd.wire.messages import HopKey
 note = RunningNote(int(sys.argv[1]))
 note.write([HopKey("x", "y", 1)] * 3)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgnd.errors import BadRequest, NonFiniteOutput
-from dgnd.sampling import check_sampling, gumbel, logprobs, philox4x32, pick
+from dgnd.models.sampling import check_sampling, gumbel, logprobs, philox4x32, pick
 from dgnd.wire.messages import Sampling
 
 FULL = 2**64 - 1

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dgn_backends.span import Span
-from dgnd.driver_host import hop_ids
-from dgnd.session import LEAST_CHUNK, OriginSession, RouteHop, chunk_for
+from dgnd.sessions.driver_host import hop_ids
+from dgnd.sessions.session import LEAST_CHUNK, OriginSession, RouteHop, chunk_for
 from dgnd.wire.fencing import Compute, Drop, HopFence
 from dgnd.wire.messages import Frame, History, Sampling, StepFrame
 

@@ -14,8 +14,8 @@ from sim.cluster import EVERYTHING, MODEL, Log, SimCluster, read_once, tiny_mode
 from sim.determinism import run_seeded
 
 from dgnd.control import api
-from dgnd.figures import AGAIN_S, LOOK_S
-from dgnd.routing import Offer
+from dgnd.routing.figures import AGAIN_S, LOOK_S
+from dgnd.routing.search import Offer
 from dgnd.worker.speed import REST_S
 
 REPLICAS = {"a": "", "b": EVERYTHING, "c": EVERYTHING}

@@ -14,12 +14,12 @@ from sim.determinism import run_seeded
 from sim.net import Fault, untouched
 from sim.oracle import right_ids
 
-from dgnd.admission import claimed_key
 from dgnd.control import api
-from dgnd.driver import STEP_TIMEOUT_S
 from dgnd.errors import DgnError, PeerSilent, ProtocolError
-from dgnd.laying import OPEN_TIMEOUT_S
-from dgnd.recovery import MOST_MENDS
+from dgnd.hosting.admission import claimed_key
+from dgnd.sessions.driver import STEP_TIMEOUT_S
+from dgnd.sessions.laying import OPEN_TIMEOUT_S
+from dgnd.sessions.recovery import MOST_MENDS
 from dgnd.wire.messages import (
     Alive,
     Failure,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgnd.routing import BESIDE
+from dgnd.routing.search import BESIDE
 from dgnd.worker.speed import (
     BEST_S,
     LOAD_S,

@@ -16,9 +16,9 @@ from fake_supervisor import FakeSupervisor, activated, listening
 from plugin_site import Site
 from tiny_llama import make_tiny_llama
 
-from dgnd import restarts
 from dgnd.control.client import ControlClient
-from dgnd.restarts import Restarts
+from dgnd.systemd import restarts
+from dgnd.systemd.restarts import Restarts
 
 WATCHDOG_S = 3.0
 SPAN = "embed,0-1,head"

@@ -15,7 +15,7 @@ from dgn_backends.api import LoadRequest, Progress, Step, StepOutput
 from dgn_backends.reference import ReferenceBackend
 from dgn_backends.span import Span
 from dgn_backends.tensor import DType, Tensor
-from dgnd.sampling import pick
+from dgnd.models.sampling import pick
 from dgnd.wire.codec import encode_bytes
 from dgnd.wire.messages import (
     Cancel,

@@ -1,6 +1,6 @@
 """The environment of a worker: huge pages are asked for, and what the user set stays."""
 
-from dgnd.worker_launch import worker_environment
+from dgnd.workers.launch import worker_environment
 
 
 def test_huge_pages_are_asked_for_and_a_choice_is_kept() -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import trio
 
-from dgnd import sdnotify
 from dgnd.config.load import LoadedConfig
 from dgnd.control.inherited import inherited_socket, path_of
 from dgnd.control.lock import LockFile
@@ -26,11 +25,12 @@ from dgnd.control.server import serve_control
 from dgnd.control.socket_path import daemon_socket
 from dgnd.errors import ConfigError, DgnError
 from dgnd.identity import IDENTITY_FILE, Identity
-from dgnd.log_flood import Flood
-from dgnd.logs import log_to_stderr
+from dgnd.logs.flood import Flood
+from dgnd.logs.setup import log_to_stderr
 from dgnd.node import Node, NodeIdentity
-from dgnd.restarts import STEADY_S, Restarts
-from dgnd.supervision import Supervision
+from dgnd.systemd import sdnotify
+from dgnd.systemd.restarts import STEADY_S, Restarts
+from dgnd.systemd.supervision import Supervision
 from dgnd.words import counted
 
 log = logging.getLogger("dgnd")
@@ -130,8 +130,8 @@ async def _start_http(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -
 
 async def _start_metrics(nursery: trio.Nursery, loaded: LoadedConfig, node: Node) -> None:
     """What metrics need is imported here alone, as for the HTTP API."""
-    from dgnd.metrics.collect import Exposition
-    from dgnd.metrics.server import serve_metrics
+    from dgnd.exposition.collect import Exposition
+    from dgnd.exposition.server import serve_metrics
 
     listen = loaded.config.metrics.listen
     try:

@@ -75,7 +75,7 @@ def init(group_config: Path | None, config: Path | None, state_dir: Path | None)
 @click.pass_obj
 def check(group_config: Path | None, config: Path | None) -> None:
     """Checks a configuration and its models, and prints who holds what, without loading anything."""
-    from dgnd.plan import format_plan, make_plan
+    from dgnd.upkeep.plan import format_plan, make_plan
 
     path = _named(config or group_config)
     plans = make_plan(load_config(path))

@@ -13,41 +13,42 @@ from dataclasses import dataclass
 import trio
 
 from dgn_backends.span import Span
-from dgnd.admission import HopHost
 from dgnd.background import Background
-from dgnd.blocksmap import BlocksMap
-from dgnd.bookings import Bookings
-from dgnd.chooser import Chooser
 from dgnd.config.amount import parse_amount
 from dgnd.config.load import LoadedConfig
-from dgnd.drain import Drain
-from dgnd.driver_host import DriverHost, hop_ids
-from dgnd.engine import Engine, EngineSettings
 from dgnd.errors import ConfigError, ShuttingDown
-from dgnd.figures import LOOK_S, Saying
-from dgnd.gapfill import GapFill
-from dgnd.hops import HopServer
+from dgnd.exposition.watched import Watched
+from dgnd.hosting.admission import HopHost
+from dgnd.hosting.server import HopServer
 from dgnd.identity import Identity
-from dgnd.ledger import Ledger
-from dgnd.market import Market
-from dgnd.memory_line import MemoryLine
 from dgnd.metrics.counts import Counts
 from dgnd.metrics.departures import Departures
-from dgnd.metrics.watched import Watched
-from dgnd.models import LocalModel, make_manifest, read_model
-from dgnd.names import Names
-from dgnd.navigator import Navigator
-from dgnd.offers import OfferBook, conflict_text
+from dgnd.models.blocksmap import BlocksMap
+from dgnd.models.local import LocalModel, make_manifest, read_model
+from dgnd.origin.engine import Engine, EngineSettings
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
 from dgnd.parts import NodeParts
-from dgnd.pausing import Pausing
-from dgnd.plan import check_auto
-from dgnd.postoffice import PostOffice
-from dgnd.reload import Reloader, ReloadHost
-from dgnd.replacing import Replacing
-from dgnd.service import NodeService
-from dgnd.standing import Standing
-from dgnd.suspects import Suspects
+from dgnd.peers.names import Names
+from dgnd.peers.offers import OfferBook, conflict_text
+from dgnd.peers.postoffice import PostOffice
+from dgnd.routing.bookings import Bookings
+from dgnd.routing.figures import LOOK_S, Saying
+from dgnd.routing.suspects import Suspects
+from dgnd.service.methods import NodeService
+from dgnd.sessions.driver_host import DriverHost, hop_ids
+from dgnd.sessions.market import Market
+from dgnd.sessions.memory_line import MemoryLine
+from dgnd.sessions.navigator import Navigator
+from dgnd.upkeep.chooser import Chooser
+from dgnd.upkeep.drain import Drain
+from dgnd.upkeep.gapfill import GapFill
+from dgnd.upkeep.ledger import Ledger
+from dgnd.upkeep.pausing import Pausing
+from dgnd.upkeep.plan import check_auto
+from dgnd.upkeep.reload import Reloader, ReloadHost
+from dgnd.upkeep.replacing import Replacing
+from dgnd.upkeep.standing import Standing
+from dgnd.upkeep.workshop import Workshop, WorkshopHandlers
 from dgnd.wire.messages import (
     Alive,
     Cancel,
@@ -70,7 +71,6 @@ from dgnd.wire.messages import (
     TokenFrame,
 )
 from dgnd.wire.ticket import TicketBook
-from dgnd.workshop import Workshop, WorkshopHandlers
 
 log = logging.getLogger("dgnd")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from dgnd.identity import Identity
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
-from dgnd.seal import Seal
 from dgnd.wire.messages import LoadSpans
-from dgnd.workers import WorkerHandle, WorkerHandlers
+from dgnd.workers.handle import WorkerHandle, WorkerHandlers
+from dgnd.workers.seal import Seal
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from dgnd.control import api
 from dgnd.identity import SEED_BYTES, Identity
 from dgnd.node import SWEEP_S, Node, NodeIdentity
 from dgnd.parts import NodeParts
-from dgnd.session import RouteHop
+from dgnd.sessions.session import RouteHop
 from dgnd.text.assets import TextAssets
 
 from .net import Death, Internet, SimNetwork

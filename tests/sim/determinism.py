@@ -13,7 +13,7 @@ from unittest import mock
 import trio
 import trio.testing
 
-from dgnd.system_memory import Allowed
+from dgnd.memory.system_memory import Allowed
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def _seeded(rng: random.Random) -> Iterator[None]:
         for module in ("models", "ledger", "worker.runner"):
             stack.enter_context(mock.patch(f"dgnd.{module}.available_bytes", return_value=MEMORY))
         for name, value in (("allowed", Allowed(MEMORY, "this machine")), ("private_bytes", 0)):
-            stack.enter_context(mock.patch(f"dgnd.ledger.{name}", return_value=value))
+            stack.enter_context(mock.patch(f"dgnd.upkeep.ledger.{name}", return_value=value))
         yield
     _SCHEDULER._r.setstate(state)
 

@@ -13,7 +13,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.reference import ReferenceBackend
 from dgn_backends.span import parse_spans
 from dgn_backends.tensor import Tensor
-from dgnd.sampling import pick
+from dgnd.models.sampling import pick
 from dgnd.wire.messages import Sampling
 
 

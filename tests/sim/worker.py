@@ -1,7 +1,7 @@
 """A worker without a process: the real scheduler, pace and span worker, whose time is virtual.
 
 It can die at any moment, with what it had computed and not yet said, or freeze; it is started again as
-`dgnd.workers.WorkerHandle`, whose shape it has, starts processes again.
+`dgnd.workers.handle.WorkerHandle`, whose shape it has, starts processes again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
 from dgnd.worker.scheduler import Scheduler
 from dgnd.worker.speed import Speed
-from dgnd.workers import WorkerHandlers
+from dgnd.workers.handle import WorkerHandlers
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S, _STEADY_S = 0.2, 60.0, 10.0
 _LOOK_S, _TICK_S, _SILENT_S = 2.0, 0.1, 30.0

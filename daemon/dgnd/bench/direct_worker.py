@@ -16,8 +16,7 @@ from types import TracebackType
 
 from dgn_backends.span import Span
 from dgnd.errors import WorkerDied, error_from
-from dgnd.running_note import RunningNote
-from dgnd.session import OriginSession, RouteHop
+from dgnd.sessions.session import OriginSession, RouteHop
 from dgnd.wire.codec import WORKER, FrameDecoder, encode
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
@@ -34,7 +33,8 @@ from dgnd.wire.messages import (
     Sampling,
     TokenFrame,
 )
-from dgnd.worker_launch import worker_command, worker_environment
+from dgnd.workers.launch import worker_command, worker_environment
+from dgnd.workers.running_note import RunningNote
 
 _READ_BYTES = 1 << 18
 

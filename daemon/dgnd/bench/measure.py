@@ -23,7 +23,7 @@ from dgnd.bench.direct_worker import DirectSession, DirectWorker, decode
 from dgnd.bench.memory import Memory, memory_of
 from dgnd.bench.plan import Plan, make_plan
 from dgnd.control.bench import BenchRequest, BenchResult
-from dgnd.driver import MAX_CHUNK
+from dgnd.sessions.driver import MAX_CHUNK
 
 Progress = Callable[[str], None]
 

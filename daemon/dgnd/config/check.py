@@ -1,7 +1,7 @@
 """What the values of a configuration must be, beyond their types: addresses, ids, words, ranges,
 references.
 
-What needs a model's number of blocks is checked by `dgnd.blocksmap`. Knows nothing of files or of
+What needs a model's number of blocks is checked by `dgnd.models.blocksmap`. Knows nothing of files or of
 positions in them: a finding names its key.
 """
 

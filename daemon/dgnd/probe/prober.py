@@ -116,7 +116,7 @@ class _Child:
         report, theirs = os.pipe()
         output, their_output = os.pipe()
         try:
-            # Not trio's open_process, for the reason given in `dgnd.workers`.
+            # Not trio's open_process, for the reason given in `dgnd.workers.handle`.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dgnd.probe.child", name, str(theirs), str(os.getpid())],
                 pass_fds=[theirs],

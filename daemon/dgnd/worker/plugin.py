@@ -29,8 +29,8 @@ from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.registry import label_of, load_backend
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
-from dgnd.fitting import refusal
-from dgnd.system_memory import private_bytes
+from dgnd.memory.fitting import refusal
+from dgnd.memory.system_memory import private_bytes
 from dgnd.wire.messages import LoadSpans
 
 _RUNNER_DTYPES = set(get_args(DType)) - {"i32"}

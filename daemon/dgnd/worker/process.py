@@ -26,8 +26,7 @@ from pathlib import Path
 from dgn_backends.errors import DgnError
 from dgn_backends.foreign import raised
 from dgn_backends.registry import label_of
-from dgnd.logs import log_to_stderr
-from dgnd.running_note import RunningNote
+from dgnd.logs.setup import log_to_stderr
 from dgnd.wire.messages import (
     Cancel,
     CloseHop,
@@ -55,6 +54,7 @@ from dgnd.worker.scheduler import Scheduler, kind_of
 from dgnd.worker.speed import Speed
 from dgnd.worker.tally import Tally
 from dgnd.worker.watchdog import Watchdog
+from dgnd.workers.running_note import RunningNote
 
 _PROGRESS_INTERVAL_S = 0.2
 _LAST_WORDS_S = 5.0

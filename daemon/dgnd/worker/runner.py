@@ -18,8 +18,8 @@ from dgn_backends.model import ModelConfig
 from dgn_backends.span import parse_spans
 from dgn_backends.tensor import Tensor
 from dgnd.errors import StaleState
-from dgnd.sampling import logprobs, pick
-from dgnd.system_memory import available_bytes
+from dgnd.memory.system_memory import available_bytes
+from dgnd.models.sampling import logprobs, pick
 from dgnd.wire.allowed import unpack
 from dgnd.wire.codec import failure_of
 from dgnd.wire.messages import (

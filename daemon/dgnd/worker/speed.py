@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dgnd.routing import BESIDE
+from dgnd.routing.search import BESIDE
 
 #: After so long without a step the best figure is said again; twice as long each time that it was too good.
 REST_S, LONGEST_REST_S = 60.0, 3600.0

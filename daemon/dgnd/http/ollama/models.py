@@ -14,7 +14,6 @@ from dgn_backends.model import ModelConfig
 from dgn_backends.weights import span_bytes, span_tensors, whole_model
 from dgnd.control import api
 from dgnd.errors import BadRequest
-from dgnd.generation_config import model_sampling
 from dgnd.http.desk import Desk
 from dgnd.http.exchange import Exchange
 from dgnd.http.forms import json_answer
@@ -22,6 +21,7 @@ from dgnd.http.ollama import answers
 from dgnd.http.ollama.names import known
 from dgnd.http.ollama.requests import ShowRequest
 from dgnd.http.reading import read_body
+from dgnd.models.generation_config import model_sampling
 from dgnd.text.model_files import MAX_CONFIG_BYTES, parse_object, read_text
 
 

@@ -1,0 +1,1 @@
+"""What memory there is, and whether something fits into it."""

@@ -1,0 +1,1 @@
+"""The models of this node: their files, their blocks, and how a token is drawn."""

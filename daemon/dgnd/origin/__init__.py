@@ -1,0 +1,1 @@
+"""Answers: a request, its conversation, tokens in and text out."""

@@ -1,0 +1,1 @@
+"""The methods of the control API over the parts of a node."""

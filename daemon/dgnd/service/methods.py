@@ -1,0 +1,415 @@
+"""The daemon as its operator sees it: the methods of the control API over engine, offers, hops and network.
+
+Only gathers and words; decides nothing. Knows nothing of JSON-RPC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from dgn_backends.span import format_spans
+from dgnd.control import api
+from dgnd.control.checks import check_session
+from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
+from dgnd.hosting.server import HopServer
+from dgnd.logs.ring import LogRing
+from dgnd.memory.footprint import footprint
+from dgnd.models.blocksmap import BlocksMap
+from dgnd.models.local import LocalModel
+from dgnd.origin.engine import DeltaSink, Engine
+from dgnd.p2p.network import PeerNetwork
+from dgnd.p2p.settings import PeerState
+from dgnd.peers.names import Names
+from dgnd.peers.notes import away_notes, who_should_serve
+from dgnd.peers.offers import OfferBook
+from dgnd.probe.prober import Prober
+from dgnd.service.cache_view import cache_entries
+from dgnd.service.map_view import map_rows
+from dgnd.service.speed_view import figures, node_figures, trips_of
+from dgnd.sessions.driver import Waits
+from dgnd.upkeep.chooser import Chooser
+from dgnd.upkeep.drain import Drain
+from dgnd.upkeep.ledger import Ledger
+from dgnd.upkeep.pausing import MOST_PAUSE_S, Pausing
+from dgnd.upkeep.reload import Reloader
+from dgnd.upkeep.standing import Standing
+from dgnd.workers.handle import WorkerHandle
+
+
+@dataclass(slots=True)
+class NodeService:
+    """Implements `dgnd.control.service.ControlService`."""
+
+    version: str
+    names: Names
+    models: Mapping[str, LocalModel]
+    blocks: BlocksMap
+    offers: OfferBook
+    engine: Engine
+    hops: HopServer
+    network: PeerNetwork
+    drainer: Drain
+    pausing: Pausing
+    reloader: Reloader
+    chooser: Chooser
+    standing: Standing
+    ledger: Ledger
+    stop: Callable[[], None]
+    prober: Prober = field(default_factory=Prober)
+    log_ring: LogRing = field(default_factory=LogRing)
+
+    @property
+    def me(self) -> str:
+        """This node's peer id."""
+        return self.names.me
+
+    # --- the node
+
+    def state(self) -> api.NodeState:
+        """One word for how the node is."""
+        return self.standing.state()
+
+    async def status(self) -> api.Status:
+        """The node, its workers, sessions, and what is missing."""
+        return api.Status(
+            version=self.version,
+            pid=os.getpid(),
+            peer_id=self.me,
+            name=self.names.my_name,
+            state=self.state(),
+            why=self.standing.why(),
+            workers=[
+                _worker(worker, spans) for model in self.models.values() for worker, spans in _workers(model)
+            ],
+            missing=self._missing(),
+            sessions=self._sessions(),
+            notes=[
+                *self.reloader.notes(),
+                *self.chooser.notes(),
+                *(
+                    f"{','.join(filling.worker.request.spans)} of {name}: loaded for answers that lost it"
+                    for name, model in self.models.items()
+                    for filling in model.fillings
+                ),
+                *self.offers.problems(self.names.of),
+                *away_notes(self.network.peers(), len(self.network.refusals()), self.offers.away_peers()),
+                *self._relay_notes(),
+                *(
+                    f"model {name} can't answer prompts given here: {model.text_problem}"
+                    for name, model in self.models.items()
+                    if model.text_problem
+                ),
+            ],
+            process=api.ProcessStatus(**dataclasses.asdict(footprint())),
+            hops=len(self.hops.hops),
+            journal_bytes=self.hops.journals.bytes,
+            memory=self._memory(),
+            speeds=list(node_figures(self.models, self.offers, self.names)),
+        )
+
+    def _memory(self) -> api.MemoryStatus:
+        found = self.ledger.account()
+        return api.MemoryStatus(
+            budget=found.budget,
+            by=found.by,
+            used=found.used,
+            free=found.free,
+            weights=found.weights,
+            weights_mapped=found.mapped,
+            kv=found.kv,
+            kv_limit=found.kv_limit,
+            journals=found.journals,
+            queues=found.queues,
+            programs=found.programs,
+        )
+
+    def _missing(self) -> dict[str, str]:
+        found = {name: self.offers.missing(model) for name, model in self.models.items()}
+        return {name: units for name, units in found.items() if units}
+
+    def _sessions(self) -> list[api.SessionStatus]:
+        mine = [
+            api.SessionStatus(
+                id=item.driver.session.id,
+                model=item.model.name,
+                origin=self.me,
+                position=len(item.driver.session.tokens),
+                route_number=item.driver.session.route_number,
+                route=self.engine.route_of(item.driver.session),
+                waiting=_waiting(item.driver.waits),
+            )
+            for item in self.engine.conversations
+        ]
+        for key, hop in self.hops.hops.items():
+            if key.origin != self.me:
+                here = api.RouteHop(peer=self.me, name=self.names.my_name, span=str(hop.span))
+                mine.append(
+                    api.SessionStatus(
+                        id=key.session,
+                        model=hop.ticket.model,
+                        origin=key.origin,
+                        position=hop.fence.length,
+                        route_number=hop.ticket.route,
+                        route=[here],
+                    )
+                )
+        return mine
+
+    def _relay_notes(self) -> list[str]:
+        notes = []
+        for item in self.engine.conversations:
+            route = item.driver.session.route
+            for hop, following in itertools.pairwise(route):
+                if hop.relayed:
+                    a, b = self.names.of(hop.peer), self.names.of(following.peer)
+                    notes.append(
+                        f"relayed: {a} and {b} don't know each other, so their edge goes through here"
+                    )
+        return list(dict.fromkeys(notes))
+
+    async def logs(self, params: api.LogsParams) -> api.LogPage:
+        """Of the last lines that were logged, those asked for."""
+        return self.log_ring.page(params)
+
+    async def drain(self, params: api.DrainParams) -> api.Drained:
+        """Has this node's sessions handed over, or serves again."""
+        if params.undo:
+            self.drainer.undo()
+            return api.Drained(state=self.state(), left=0, ended=0)
+        self.drainer.begin()
+        found = await self.drainer.finished()
+        return api.Drained(state=self.state(), left=found.left, ended=found.ended)
+
+    async def pause(self, params: api.PauseParams) -> api.Paused:
+        """Computes nothing until the time is over, or `resume`."""
+        if params.seconds is not None and not 0 < params.seconds <= MOST_PAUSE_S:
+            raise BadRequest(f"a pause lasts up to {MOST_PAUSE_S / 86400:.0f} days, or without end")
+        found = await self.pausing.pause(params.seconds)
+        return api.Paused(state=self.state(), why=self.standing.why(), left=found.left, closed=found.closed)
+
+    async def resume(self) -> api.Resumed:
+        """Ends a pause."""
+        was = self.pausing.resume()
+        return api.Resumed(state=self.state(), was_paused=was)
+
+    async def reload(self) -> api.Reloaded:
+        """Takes the configuration as it is now in its file."""
+        return await self.reloader.reload()
+
+    async def shutdown(self) -> api.Done:
+        """Begins to stop the daemon."""
+        self.stop()
+        return api.Done()
+
+    # --- models and the map
+
+    async def models_list(self) -> list[api.ModelInfo]:
+        """The configured models."""
+        return [
+            api.ModelInfo(
+                name=name,
+                path=str(model.path),
+                backend=model.section.backend if model.worker is None else model.worker.request.backend,
+                device=model.section.device,
+                dtype=model.section.dtype,
+                n_blocks=model.config.n_blocks,
+                context=model.config.max_positions,
+                local=format_spans(model.loaded_spans()),
+                missing=self.offers.missing(model),
+                verified=self.offers.manifests.whole_digest(name) is not None,
+                template=_template_name(model),
+                tools=_tool_style(model),
+                quant=model.section.quant,
+                digest=_whole_digest(model, self.offers.manifests.whole_digest(name)),
+            )
+            for name, model in self.models.items()
+        ]
+
+    async def backends_list(self) -> list[api.BackendInfo]:
+        """The installed backends, each looked at in a child of its own."""
+        return await self.prober.look()
+
+    async def map_show(self) -> api.MapView:
+        """The BlocksMap, configured and live: one row for each model and node that either names."""
+        rows = [
+            row
+            for model in self.models.values()
+            for row in map_rows(model, self.blocks, self.offers, self.names)
+        ]
+        return api.MapView(rows=rows, missing=self._missing())
+
+    # --- peers
+
+    async def peers_list(self) -> api.PeerList:
+        """Peers and the last refusals."""
+        return api.PeerList(
+            peers=[self._peer(peer) for peer in self.network.peers()],
+            refused=[
+                api.Refusal(
+                    id=item.id, addr=item.addr, when=item.when, reason=item.reason, paste=_paste(item.id)
+                )
+                for item in self.network.refusals()
+            ],
+            self_addrs=self.network.listen_addrs(),
+        )
+
+    def _peer(self, peer: PeerState) -> api.PeerInfo:
+        hello = self.offers.heard.get(peer.id)
+        offers = [
+            api.PeerOffer(
+                model=offer.model,
+                spans=",".join(span.span for span in offer.spans),
+                numerics="; ".join(dict.fromkeys(span.numerics for span in offer.spans)),
+                figures=figures(self.offers.said(peer.id, offer.model)),
+            )
+            for offer in (hello.offers if hello is not None else ())
+            if offer.spans
+        ]
+        return api.PeerInfo(
+            id=peer.id,
+            name=self.names.of(peer.id),
+            state=peer.state,
+            addrs=list(peer.addrs),
+            rtt_ms=peer.rtt_ms,
+            offers=offers,
+            detail=peer.detail,
+            trips=trips_of(peer.id, self.offers, self.names),
+        )
+
+    async def peers_connect(self, params: api.ConnectParams) -> api.PeerInfo:
+        """Dials a multiaddress and lets that peer be used and served until the daemon ends."""
+        before = {peer.id for peer in self.network.peers() if peer.state == "connected"}
+        peer_id = await self.network.connect(params.addr)
+        for peer in self.network.peers():
+            if peer.id == peer_id:
+                detail = "it was connected already; this address was not tried" if peer_id in before else ""
+                return msgspec.structs.replace(self._peer(peer), detail=detail or peer.detail)
+        raise NotFound(f"{peer_id} was connected and is gone again; see: dgnctl peers")
+
+    async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
+        """Closes the connection to a peer and does not dial it again."""
+        by_name = {self.names.of(peer.id): peer.id for peer in self.network.peers()}
+        peer_id = by_name.get(params.peer, params.peer)
+        if peer_id not in by_name.values():
+            raise NotFound(f"there is no peer {params.peer!r}; see: dgnctl peers")
+        await self.network.disconnect(peer_id)
+        return api.Done()
+
+    # --- generation and sessions
+
+    async def generate(
+        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+    ) -> api.GenerateResult:
+        """One answer."""
+        try:
+            return await self.engine.generate(params, on_delta, cancelled)
+        except BlocksMissing as error:
+            model = self.engine.model(params.model)
+            missing = self._missing().get(model.name)
+            if not missing:  # they have come meanwhile
+                raise
+            plans, peers = self.offers.plans(model), self.network.peers()
+            away = self.offers.away_peers()
+            who = who_should_serve(missing, model.name, self.blocks, self.names, peers, plans, away)
+            if self.pausing.paused and model.spans:
+                who = f"this node is {self.pausing.why} (dgnctl resume), {who}"
+            raise BlocksMissing(f"{error.message}; now {who}", **error.data) from error
+
+    async def tokenize(self, params: api.TokenizeParams) -> api.TokenizeResult:
+        """Text to token ids."""
+        model = self.engine.model(params.model)
+
+        def work() -> api.TokenizeResult:
+            text = model.text
+            if params.raw:
+                ids = text.encode_raw(params.text)
+            else:
+                ids = text.encode_chat([api.ChatMessage(role="user", content=params.text)])
+            return api.TokenizeResult(token_ids=ids, tokens=[text.token_text(i) for i in ids])
+
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)
+
+    async def session_export(self, params: api.SessionParams) -> api.SessionTokens:
+        """The token ids of a session."""
+        return self.engine.export(params.session)
+
+    async def session_import(self, params: api.SessionImportParams) -> api.Done:
+        """Gives a session its token ids."""
+        check_session(params.session)
+        self.engine.import_(params)
+        return api.Done()
+
+    async def cache_list(self) -> list[api.CacheEntry]:
+        """Sessions with KV on this node, own ones first."""
+        return list(cache_entries(self.me, self.engine.conversations, self.hops, self.models))
+
+    async def cache_clear(self, params: api.CacheClearParams) -> api.CacheClearResult:
+        """Forgets one session, or all of this node's own that are idle."""
+        cleared = self.engine.clear(params.session)
+        busy = sum(item.busy for item in self.engine.conversations) if params.session is None else 0
+        return api.CacheClearResult(cleared=cleared, busy=busy)
+
+
+def _workers(model: LocalModel) -> Iterator[tuple[WorkerHandle, str]]:
+    """The workers of a model, and what each is to have loaded."""
+    if model.worker is not None:
+        yield model.worker, format_spans(model.spans)
+    for filling in model.fillings:
+        yield filling.worker, ",".join(filling.worker.request.spans)
+
+
+def _worker(worker: WorkerHandle, spans: str) -> api.WorkerStatus:
+    return api.WorkerStatus(
+        model=worker.model,
+        spans=spans,
+        pid=worker.pid,
+        state=worker.state,
+        backend=worker.request.backend,
+        weights_bytes=worker.weights_bytes,
+        kv_bytes=worker.stats.kv_bytes,
+        kv_budget_bytes=worker.stats.kv_budget,
+        detail=worker.detail,
+    )
+
+
+def _whole_digest(model: LocalModel, weights: str | None) -> str:
+    """Equal where the same token ids lead to the same next ones."""
+    if weights is None:
+        return ""
+    tokenizer = "" if model.manifest is None else model.manifest.tokenizer_digest or ""
+    return hashlib.blake2b(f"{weights} {tokenizer}".encode(), digest_size=16).hexdigest()
+
+
+def _template_name(model: LocalModel) -> str:
+    """The chat template in use; empty on a node that has no tokenizer, which only an origin needs."""
+    try:
+        return model.text.template_name
+    except ModelError:
+        return ""
+
+
+def _tool_style(model: LocalModel) -> str:
+    try:
+        return model.text.tool_style or ""
+    except ModelError:
+        return ""
+
+
+def _waiting(waits: Waits | None) -> api.WaitStatus | None:
+    if waits is None:
+        return None
+    left_s = max(waits.deadline - trio.current_time(), 0.0)
+    return api.WaitStatus(str(waits.error.data.get("missing", "")), waits.error.message, round(left_s, 1))
+
+
+def _paste(peer_id: str) -> str:
+    """The lines that would let a peer in."""
+    return f'[peers.NAME]\nid = "{peer_id}"'

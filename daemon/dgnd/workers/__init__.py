@@ -1,0 +1,1 @@
+"""dgnd's side of its worker processes; what runs inside one is `dgnd.worker`."""
