@@ -46,7 +46,7 @@ def _seeded(rng: random.Random) -> Iterator[None]:
             (trio.to_thread, "run_sync", _at_once),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
-        for module in ("models", "ledger", "worker.runner"):
+        for module in ("models.local", "upkeep.ledger", "worker.runner"):
             stack.enter_context(mock.patch(f"dgnd.{module}.available_bytes", return_value=MEMORY))
         for name, value in (("allowed", Allowed(MEMORY, "this machine")), ("private_bytes", 0)):
             stack.enter_context(mock.patch(f"dgnd.upkeep.ledger.{name}", return_value=value))

@@ -15,9 +15,9 @@ import trio
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
 
+from dgnd.eager import write_now
 from dgnd.errors import ListenFailed, PeerGone
 from dgnd.p2p.addresses import Endpoint
-from dgnd.eager import write_now
 
 #: Most bytes of one read: also what a length that a stranger announces can make us reserve.
 READ_SIZE = 256 * 1024

@@ -18,6 +18,7 @@ import msgspec
 import trio
 
 from dgn_backends.registry import label_of
+from dgnd.eager import EagerWriter
 from dgnd.errors import (
     BackendError,
     BackendUnavailable,
@@ -44,7 +45,6 @@ from dgnd.wire.messages import (
     WorkDone,
     WorkerStats,
 )
-from dgnd.eager import EagerWriter
 from dgnd.workers.end import oom_kills, reap, why_it_ended
 from dgnd.workers.launch import worker_command, worker_environment
 from dgnd.workers.mapped_files import MappedFiles
