@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -610,6 +611,20 @@ def test_a_dead_worker_is_told_to_every_origin_and_whose_steps_ran() -> None:
     assert "1-2" in news[0][1].message
     assert "SIGKILL" in news[0][1].message
     assert node.server.hops == {}
+
+
+def test_a_hop_that_stays_logs_under_the_id_of_the_next_answer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "dgnd.hops")
+    node = Node()
+    key = node.opened(generation="one")
+    for generation in ("one", "", "two", "two"):
+        assert node.hears(ORIGIN, Probe(key=key, generation=generation)) == [(ORIGIN.peer_id, Alive(key=key))]
+    node.hears(ORIGIN, CloseHop(key=key))
+    said = [(record.generation, record.session, record.peer) for record in caplog.records]  # type: ignore[attr-defined]  # given by `extra`
+    assert said == [(each, "s", ORIGIN.peer_id) for each in ("one", "two", "two")]
+    caplog.clear()
+    node.opened(hop=8)  # by an origin that does not tell
+    assert [record.generation for record in caplog.records] == ["s"]  # type: ignore[attr-defined]  # as above
 
 
 def test_who_waits_has_the_worker_and_the_way_onward_looked_after() -> None:

@@ -14,7 +14,8 @@ import pytest
 from cluster import Cluster, Row
 from user_kit import ANSWER, Dgnctl, scripted_model
 
-from dgnd.control.api import LogsParams
+from dgnd.control.api import GenerateParams, LogsParams
+from dgnd.control.client import ControlClient
 from dgnd.errors import BadRequest
 from dgnd.logs.flood import MOST, WINDOW_S, Flood
 from dgnd.logs.ring import LogRing
@@ -107,6 +108,35 @@ def test_json_has_the_id_of_the_answer() -> None:
         "message": 'a "quoted" word',
         "generation": "g1",
     }
+
+
+def test_each_answer_of_a_session_is_followed_by_an_id_of_its_own(
+    two: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
+    a, b = Dgnctl(two.nodes["a"], capfd), Dgnctl(two.nodes["b"], capfd)
+    turn = GenerateParams(prompt="x", session="lives-on", max_tokens=2, temperature=0.0)
+    with ControlClient(two.nodes["a"].socket) as client:
+        ids = [client.generate(turn, lambda _: None).generation for _ in range(3)]
+    assert len({*ids, "lives-on"}) == 4
+    for ctl in (a, b):
+        said = []
+        for generation in ids:
+            lines = following(ctl, generation, 1)
+            assert all(line["message"].startswith(f"generation {generation}") for line in lines)
+            said.append("; ".join(line["message"] for line in lines))
+        # The hops of the first answer stay for the others.
+        assert ["opened" in each for each in said] == [True, False, False]
+        assert ["goes on at" in each for each in said] == [False, True, True]
+
+
+def following(ctl: Dgnctl, generation: str, least: int) -> list[dict[str, str]]:
+    """The lines about an answer that a node logs, which may come a little later than the answer."""
+    deadline = time.monotonic() + 30
+    while True:
+        _, shown, _ = ctl("logs", "--generation", generation, "--json")
+        lines = [json.loads(line) for line in shown.splitlines()]
+        if len(lines) >= least or time.monotonic() > deadline:
+            return lines
 
 
 @pytest.fixture(scope="module")

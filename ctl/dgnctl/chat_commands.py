@@ -222,6 +222,7 @@ def _stats(chat: Conversation, _: str) -> None:
             f"prompt    {last.usage.prompt_tokens} tokens, first token after {times.ttft_s:.2f} s",
             f"ended     {last.finish_reason}, {'exact' if last.exact else 'not exact'}",
             f"route     {route_in_words(last.route)}",
+            f"logs      dgnctl logs --generation {last.generation}",
         ]
     lines.append(f"context   {used}{share}" if share else f"context   {used} tokens")
     lines.append(f"messages  {len(chat.talk.messages())}")

@@ -11,6 +11,7 @@ import msgspec
 from dgn_backends.span import Span
 from dgn_backends.tensor import Tensor
 from dgnd.errors import TicketRefused
+from dgnd.logs.fields import about
 from dgnd.wire.fencing import HopFence
 from dgnd.wire.messages import Frame, HopOpened, Replay, StepFrame, Ticket
 
@@ -24,6 +25,7 @@ class Hop:
     fence: HopFence
     deadline: float
     opened: HopOpened | None = None  #: what the worker said of it
+    generation: str = ""  #: what logs call the answer that it is for now
     rerouted: bool = False  #: a later ticket is to be answered once nothing is under way
     cancelling: int | None = None  #: the branch that a cancel is under way for
     history_branch: int = -1  #: the branch whose token ids the worker has been told
@@ -31,6 +33,12 @@ class Hop:
     replays: deque[Replay] = field(default_factory=deque)  #: that wait for their turn
     resending: bool = False  #: whether one is on its way
     resent: int = 0  #: the position up to which results were sent again in this route
+
+    @property
+    def about(self) -> dict[str, str]:
+        """What a line of the log about it carries."""
+        key = self.ticket.key
+        return about(self.generation or key.session, key.session, key.origin)
 
     def reroute(self, ticket: Ticket, now: float) -> None:
         """Takes a later ticket, which cancels what is under way. Raises TicketRefused for an earlier one, or
@@ -47,6 +55,7 @@ class Hop:
         if ticket.route <= self.fence.route:
             raise TicketRefused(f"the ticket is of route {ticket.route}, the hop of {self.fence.route}")
         self.ticket, self.deadline, self.rerouted = ticket, now + ticket.lease_s, True
+        self.generation = ticket.generation or self.generation
         self.fence.reroute(ticket.route)
         self.replays.clear()
         self.resent = 0

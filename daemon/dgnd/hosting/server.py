@@ -115,20 +115,13 @@ class HopServer:
             raise Draining("it is about to leave and opens nothing new")
         self._table.make_way(ticket, span)
         fence = HopFence(branch=ticket.branch, route=ticket.route, credits=0)  # granted when it is open
-        self.hops[ticket.key] = Hop(ticket, span, fence, host.now() + ticket.lease_s)
+        hop = Hop(ticket, span, fence, host.now() + ticket.lease_s, generation=ticket.generation)
+        self.hops[ticket.key] = hop
         opening = OpenSequence(key=ticket.key, span=str(span), max_positions=ticket.max_positions)
         if not host.to_worker(ticket.model, Frame(opening)):
             del self.hops[ticket.key]
             raise NotReady(f"the worker of {ticket.model} is not running")
-        log.info(
-            "generation %s: hop %d opened, %s of %s, for %s",
-            ticket.key.session,
-            ticket.key.hop,
-            span,
-            ticket.model,
-            ticket.key.origin,
-            extra={"generation": ticket.key.session},
-        )
+        _log_state(hop, "opened")
 
     def _came_before(self, sender: str, message: OpenHop) -> bool:
         """Whether an open hop has this ticket already. It is answered once more, where it is the last one of
@@ -210,6 +203,9 @@ class HopServer:
                 self._replays.ask(hop, message)
             case Probe():
                 self._host.post(sender, Frame(Alive(key=message.key)))
+                if message.generation not in ("", hop.generation):
+                    hop.generation = message.generation
+                    _log_state(hop, f"goes on at {hop.fence.length}")
                 self._host.look_after(hop.ticket.model)
                 self._host.nudge(hop.ticket.next)
             case CloseHop():
@@ -303,3 +299,17 @@ class HopServer:
         self.close(self.foreign(), reason)
         for hop in list(self.hops.values()):
             self._table.forget(hop)
+
+
+def _log_state(hop: Hop, what: str) -> None:
+    ticket, about = hop.ticket, hop.about
+    log.info(
+        "generation %s: hop %d %s, %s of %s, for %s",
+        about["generation"],
+        ticket.key.hop,
+        what,
+        hop.span,
+        ticket.model,
+        ticket.key.origin,
+        extra=about,
+    )

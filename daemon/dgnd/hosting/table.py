@@ -41,8 +41,12 @@ class HopTable:
         """Ends a hop whose worker has no part of it any more."""
         key = hop.ticket.key
         if self.hops.pop(key, None) is not None:
-            about = {"generation": key.session}
+            about = hop.about
             log.info(
-                "generation %s: hop %d closed at %d", key.session, key.hop, hop.fence.length, extra=about
+                "generation %s: hop %d closed at %d",
+                about["generation"],
+                key.hop,
+                hop.fence.length,
+                extra=about,
             )
         self.journals.drop(hop.ticket.key)

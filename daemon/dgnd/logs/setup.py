@@ -10,6 +10,7 @@ import sys
 import msgspec
 
 from dgnd.errors import one_line
+from dgnd.logs.fields import fields_of
 from dgnd.logs.flood import Flood
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -44,8 +45,7 @@ class _AsJson(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if generation := getattr(record, "generation", ""):
-            line["generation"] = str(generation)
+        line |= fields_of(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

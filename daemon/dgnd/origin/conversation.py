@@ -30,6 +30,7 @@ MAX_NAMED = 1024
 class Turn:
     """What is answered, and the answer as far as it is."""
 
+    generation: str  #: what the logs of all nodes call it
     prompt: list[int]
     sampling: Sampling
     answer: Answer
@@ -89,7 +90,7 @@ class ConversationBook:
 
     def __init__(self) -> None:
         self._by_name: dict[str, Conversation] = {}
-        self._unnamed = itertools.count(1)
+        self._numbers = itertools.count(1)
         self._prefix = secrets.token_hex(4)
 
     def __len__(self) -> int:
@@ -102,12 +103,16 @@ class ConversationBook:
         """The session of that name."""
         return self._by_name.get(name)
 
+    def new_id(self) -> str:
+        """A name that no other session or answer has, of this origin or another."""
+        return f"{self._prefix}-{next(self._numbers)}"
+
     @contextmanager
     def use(
         self, name: str | None, new: Callable[[str, LocalModel], Conversation], model: LocalModel
     ) -> Iterator[Conversation]:
         """The session for one request, made if it isn't there. Raises BadRequest when it is busy."""
-        key = name if name is not None else f"{self._prefix}-{next(self._unnamed)}"
+        key = name if name is not None else self.new_id()
         conversation = self._by_name.get(key)
         if conversation is not None and conversation.busy:
             raise BadRequest(f"session {key!r} is answering another request; wait or cancel that")

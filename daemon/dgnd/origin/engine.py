@@ -28,6 +28,7 @@ from dgnd.errors import (
     ShuttingDown,
     WorkerDied,
 )
+from dgnd.logs.fields import about
 from dgnd.metrics.counts import Counts
 from dgnd.models.local import LocalModel
 from dgnd.origin.clocks import Clocks
@@ -189,7 +190,8 @@ class Engine:
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
         form = await self._form(model, params)
         answer = Answer(model.text, stop, params.stop_ids, limit, marks=bool(params.tools))
-        return Turn(prompt, sampling, answer, form)
+        generation = self.conversations.new_id() if params.session else conversation.driver.session.id
+        return Turn(generation, prompt, sampling, answer, form)
 
     async def _form(self, model: LocalModel, params: api.GenerateParams) -> Forming | None:
         """The form that the answer must have, if any."""
@@ -207,6 +209,7 @@ class Engine:
     ) -> api.GenerateResult:
         model, driver = conversation.model, conversation.driver
         prompt, answer = turn.prompt, turn.answer
+        driver.session.generation = turn.generation
         recovery = Recovery(
             self.navigator,
             driver,
@@ -240,6 +243,7 @@ class Engine:
                         raise
                     await recovery.go_on(error)
                 answer.end_within(driver.room_for(len(prompt)))
+                driver.tell_generation()
                 clocks.prefill = trio.current_time()
                 self._log_begun(driver.session, len(prompt))
                 await self._generate(conversation, turn, recovery, on_delta, clocks)
@@ -271,7 +275,7 @@ class Engine:
             await on_delta(rest, [], [])
         _about(driver.session, f"ended: {answer.finish_reason}, {len(answer.token_ids)} tokens")
         result = answer.result(prompt, route, clocks.timings())
-        return msgspec.structs.replace(result, generation=driver.session.id)
+        return msgspec.structs.replace(result, generation=turn.generation)
 
     def _log_begun(self, session: OriginSession, prompt_tokens: int) -> None:
         if log.isEnabledFor(logging.INFO):
@@ -390,7 +394,7 @@ class Engine:
 
 def _about(session: OriginSession, what: str) -> None:
     """A line of the log about an answer; never with a word of it, or of its prompt."""
-    log.info("generation %s %s", session.id, what, extra={"generation": session.id})
+    log.info("generation %s %s", session.generation, what, extra=about(session.generation, session.id))
 
 
 def _refuse_inexact(driver: SessionDriver, answer: Answer) -> None:

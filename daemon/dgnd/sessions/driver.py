@@ -88,6 +88,7 @@ class SessionDriver:
         self.host = host
         self.lease_s = lease_s
         self._laid = False
+        self._told = ""  # the answer that the hops know to be theirs
         self._silence = Silence(host.patience_s)
         self._kv_room: KvRoom | None = None
         self._inbox = Inbox()
@@ -215,6 +216,7 @@ class SessionDriver:
             else:
                 self.close_hop(hop)
         self._laid = False
+        self._told = self.session.generation  # in the tickets
         self._inbox.open()
         self.session.set_route(route)
         known = {hop.hop for hop in self.hops}
@@ -271,6 +273,12 @@ class SessionDriver:
         self.host.post(hop.peer, Frame(CloseHop(key=self.session.key(hop.hop))))
 
     # --- a turn
+
+    def tell_generation(self) -> None:
+        """Hops that stay from the answer before learn which one they are for now; for their logs alone."""
+        if self._told != self.session.generation:
+            self._told = self.session.generation
+            self._probe()
 
     def set_tokens(self, tokens: Sequence[int]) -> None:
         """What the session goes on from; what the hops hold of other ids is given up."""
@@ -368,6 +376,10 @@ class SessionDriver:
             self.fail(PeerSilent(f"{text}; it is passed over", peer=hop.peer))
         for peer in dict.fromkeys(hop.peer for hop in self.session.route):
             self.host.nudge(peer)
-        for hop in self.session.route:
-            self.host.post(hop.peer, Frame(Probe(key=self.session.key(hop.hop))))
+        self._probe()
         self._silence.probed(self.session.route)
+
+    def _probe(self) -> None:
+        for hop in self.session.route:
+            probe = Probe(key=self.session.key(hop.hop), generation=self.session.generation)
+            self.host.post(hop.peer, Frame(probe))

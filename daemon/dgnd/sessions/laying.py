@@ -106,6 +106,7 @@ def _ticket(driver: SessionDriver, model: ModelIdentity, index: int, stay: set[i
         lease_s=driver.lease_s,
         wire=session.wire_after(hop),
         catch_up=hop.hop not in stay and not last and route[index + 1].hop in stay,
+        generation=session.generation,
     )
 
 

@@ -21,6 +21,7 @@ from dgnd.errors import (
     PeerGone,
     StaleState,
 )
+from dgnd.logs.fields import about
 from dgnd.models.local import LocalModel
 from dgnd.routing.exactness import Line, alike
 from dgnd.routing.search import Hop, edges, find_route, worth_moving
@@ -91,7 +92,7 @@ class Navigator:
             "session %s moves to %s",
             driver.session.id,
             places,
-            extra={"generation": driver.session.id},
+            extra=about(driver.session.generation, driver.session.id),
         )
         same = next(i for i, hop in enumerate(new) if hop not in old[i : i + 1])
         ways = [self.market.offers.way(model, hop.peer, hop.span) for hop in new[same:]]

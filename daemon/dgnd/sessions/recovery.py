@@ -31,6 +31,7 @@ from dgnd.errors import (
     WorkerDied,
     error_from,
 )
+from dgnd.logs.fields import about
 from dgnd.models.local import LocalModel
 from dgnd.sessions.driver import SessionDriver, Waits
 from dgnd.sessions.exact_routes import inexact_only
@@ -124,7 +125,7 @@ class Recovery:
                     self.driver.session.id,
                     trio.current_time() - begun,
                     error.message,
-                    extra={"generation": self.driver.session.id},
+                    extra=about(self.driver.session.generation, self.driver.session.id),
                 )
                 return
             full = isinstance(error, LimitError) and not self._spared()

@@ -55,6 +55,7 @@ class OriginSession:
 
     def __init__(self, origin: str, session: str, model: str) -> None:
         self.id = session
+        self.generation = session  #: what logs call the answer that it gives now
         self.origin = origin
         self.model = model
         self.tokens: list[int] = []

@@ -141,6 +141,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     #: what is computed of the ticket's own branch fills KV and journal and goes no further: `next` has it
     catch_up: bool = False
     wire: str = "plain"  #: how hidden states go to `next`, for as long as the hop is open: one of WIRES
+    generation: str = ""  #: what logs call the answer that it is opened for; "": as the session
 
 
 class OpenHop(Message, tag="open", frozen=True):
@@ -271,6 +272,7 @@ class Probe(Message, tag="probe", frozen=True):
     once, and by a Failure later, where one is not."""
 
     key: HopKey
+    generation: str = ""  #: what logs call the answer that it waits for; "": as before
 
 
 class Alive(Message, tag="alive", frozen=True):
