@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,8 +22,9 @@ from dgnd.control.api import GenerateParams, LogsParams
 from dgnd.control.client import ControlClient
 from dgnd.errors import BadRequest
 from dgnd.logs.flood import MOST, WINDOW_S, Flood
+from dgnd.logs.journald import ForJournal
 from dgnd.logs.ring import LogRing
-from dgnd.logs.setup import _AsJson, _ForJournal
+from dgnd.logs.setup import _AsJson
 
 
 @pytest.fixture
@@ -57,10 +62,100 @@ def test_the_ring_keeps_the_last_lines_and_says_what_is_lost(ring: LogRing) -> N
 
 
 def test_the_journal_gets_priorities() -> None:
-    form = _ForJournal("%(name)s: %(message)s")
+    form = ForJournal()
     for level, expected in ((10, "<7>"), (20, "<6>"), (30, "<4>"), (40, "<3>")):
         record = logging.LogRecord("dgnd", level, "", 0, "x", None, None)
         assert form.format(record) == f"{expected}dgnd: x"
+
+
+#: A child whose stderr is taken for the journal's, and the journal is at the first argument.
+SERVICE = """
+import logging, os, sys
+from dgnd.logs import journald
+journald.JournalHandler.__init__.__defaults__ = (sys.argv[1],)
+found = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = sys.argv[2].format(found.st_dev, found.st_ino)
+from dgnd.logs.fields import about
+from dgnd.logs.setup import log_to_stderr
+log_to_stderr(logging.DEBUG, sys.argv[3])
+log = logging.getLogger("dgnd.x")
+log.warning("one\\nline", extra=about("g1", "my session\\nDGN_PEER=mallory", "12D3"))
+try:
+    raise ValueError("wrong")
+except ValueError:
+    log.exception("fails")
+log.info("x" * 1_000_000)
+"""
+
+
+def as_service(journal: Path, stream: str = "{}:{}", form: str = "auto") -> str:
+    """What it writes to stderr."""
+    command = [sys.executable, "-c", SERVICE, str(journal), stream, form]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
+def test_the_journal_gets_fields(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "socket"))
+        journal.settimeout(30)
+        assert as_service(tmp_path / "socket") == ""
+        entries = [received(journal) for _ in range(3)]
+        assert "WARNING dgnd.x: one line" in as_service(tmp_path / "socket", "1:2")  # it was redirected
+        assert '"generation":"g1"' in as_service(tmp_path / "socket", form="json")
+        journal.setblocking(False)
+        with pytest.raises(BlockingIOError):  # neither was for the journal
+            journal.recv(1)
+    line, failure, large = entries
+    assert line == {
+        "MESSAGE": "dgnd.x: one line",
+        "PRIORITY": "4",
+        "SYSLOG_IDENTIFIER": "dgnd",
+        "DGN_LOGGER": "dgnd.x",
+        "DGN_GENERATION": "g1",
+        "DGN_SESSION": "my session\nDGN_PEER=mallory",
+        "DGN_PEER": "12D3",
+    }
+    assert failure["PRIORITY"] == "3"
+    assert failure["MESSAGE"].startswith("dgnd.x: fails\nTraceback ")
+    assert failure["MESSAGE"].endswith("ValueError: wrong")
+    assert "DGN_GENERATION" not in failure
+    assert len(large["MESSAGE"]) > 1_000_000
+
+
+def test_a_journal_that_is_gone_or_does_not_read_loses_no_line(tmp_path: Path) -> None:
+    shown = as_service(tmp_path / "nobody").splitlines()
+    assert shown[0] == "<4>dgnd.x: one line"
+    assert {line[:3] for line in shown} == {"<4>", "<3>", "<6>"}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(str(tmp_path / "deaf"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler, suppress(BlockingIOError):
+            filler.setblocking(False)
+            while True:
+                filler.sendto(b"x", str(tmp_path / "deaf"))
+        assert as_service(tmp_path / "deaf").splitlines() == shown
+
+
+def received(journal: socket.socket) -> dict[str, str]:
+    """The next entry's fields, by the protocol's description: https://systemd.io/JOURNAL_NATIVE_PROTOCOL"""
+    data, files, _, _ = socket.recv_fds(journal, 1 << 20, 1)
+    if files:
+        assert data == b""
+        with os.fdopen(files[0], "rb") as file:
+            all_seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+            assert fcntl.fcntl(file, fcntl.F_GET_SEALS) == all_seals
+            file.seek(0)
+            data = file.read()
+    fields = {}
+    while data:
+        head, _, data = data.partition(b"\n")
+        name, simple, value = head.partition(b"=")
+        if not simple:
+            length = int.from_bytes(data[:8], "little")
+            value, data = data[8 : 8 + length], data[8 + length :]
+            assert data[:1] == b"\n"
+            data = data[1:]
+        fields[name.decode()] = value.decode()
+    return fields
 
 
 def test_a_flood_becomes_a_few_lines_and_a_count() -> None:

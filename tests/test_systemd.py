@@ -182,6 +182,19 @@ def test_the_journal_says_what_it_does_and_nothing_of_what_is_said(machine: Mach
     assert said.strip() not in lines
 
 
+def test_the_journal_has_the_id_of_an_answer_as_a_field(machine: Machine) -> None:
+    result = json.loads(machine.run("dgnctl", "run", "--json", QUESTION, user="alice").stdout)
+    generation = result["generation"]
+    found = machine.run("journalctl", "-u", "dgnd", "-o", "json", f"DGN_GENERATION={generation}").stdout
+    entries = [json.loads(line) for line in found.splitlines()]
+    said = "\n".join(entry["MESSAGE"] for entry in entries)
+    assert "begun with dgn-demo" in said
+    assert f"ended: {result['finish_reason']}" in said
+    assert {(entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"], entry["DGN_SESSION"]) for entry in entries} == {
+        ("6", "dgnd", generation)
+    }
+
+
 def test_the_sandbox_is_there(machine: Machine) -> None:
     verified = machine.run("systemd-analyze", "verify", "--man=no", "dgnd.service", "dgnd.socket")
     assert (verified.stdout, verified.stderr) == ("", "")
