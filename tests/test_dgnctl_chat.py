@@ -127,7 +127,14 @@ def test_what_is_typed_while_an_answer_comes_is_kept(daemon: EchoDaemon) -> None
         person.child.expect_exact("(stopped)")
         person.child.expect_exact("\n> ab")
         person.child.sendline("c")
-        person.child.expect_exact("abc ")
+        person.child.expect_exact("ab c ")
+        person.prompt()
+        person.child.sendline("slow")
+        person.child.expect_exact("w2 ")
+        person.child.send("/save talk.json\r")  # a space that stops is of the line too
+        person.child.expect_exact("(stopped)")
+        person.child.expect_exact("\n> /save talk.json")
+        person.child.expect_exact("messages written to talk.json")
         person.prompt()
         person.child.sendline("slow")
         person.child.expect_exact("w2 ")
@@ -309,6 +316,43 @@ def test_a_daemon_that_was_restarted_is_said(tmp_path: Path, monkeypatch: pytest
         person.say("are you there", "no dgnd is running")
         with EchoDaemon(path):
             person.say("and now", "has forgotten the conversation", "and now ")
+            person.child.sendline("exit")
+            person.child.expect(pexpect.EOF)
+    finally:
+        person.__exit__()
+
+
+def test_a_daemon_that_dies_in_mid_answer_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.sock"
+    monkeypatch.setenv("DGN_SOCKET", str(path))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    with EchoDaemon(path) as first:
+        person = Person().__enter__()
+        person.say("hello", "hello ")
+        person.child.sendline("slow")
+        person.child.expect_exact("w2 ")
+    try:
+        person.child.expect_exact("an empty line asks again")
+        person.prompt()
+        person.say("/save talk.json", "2 messages written to talk.json")
+        person.say("/save talk.csv", "2 token ids written to talk.csv")
+        person.say("", "no dgnd is running", "an empty line asks again")
+        with EchoDaemon(path) as second:
+            name = first.service.seen[0].session
+            assert name is not None
+            second.service.sessions[name] = []  # a request that failed may have begun one with this name
+            person.child.sendline("")
+            person.child.expect_exact("has forgotten the conversation")
+            person.child.expect_exact("w2 ")
+            person.child.send(" ")
+            person.prompt()
+            (asked,) = second.service.seen
+            assert (asked.prompt, asked.resume) == ("slow", False)
+            assert second.service.sessions[name][:3] == [100, 1000, 100]
             person.child.sendline("exit")
             person.child.expect(pexpect.EOF)
     finally:

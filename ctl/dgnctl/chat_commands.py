@@ -20,7 +20,7 @@ from dgnctl.peers import describe_connected, describe_peers
 from dgnctl.speeds import ms
 from dgnctl.token_file import read_ids, write_ids
 from dgnd.control import api
-from dgnd.errors import BadRequest, NotFound
+from dgnd.errors import BadRequest, NoDaemon, NotFound
 
 
 def carry_out(chat: Conversation, name: str, argument: str) -> None:
@@ -61,14 +61,19 @@ def snapshot(chat: Conversation) -> SavedChat:
 def _save(chat: Conversation, argument: str) -> None:
     path = Path(argument).expanduser()
     if path.suffix.lower() == ".csv":
-        chat.catch_up()
-        ids = chat.link.token_ids() if chat.talk.ids is None else chat.talk.ids
+        ids = chat.talk.ids
+        if ids is None:
+            chat.catch_up()
+            ids = chat.link.token_ids()
         if not ids:
             raise BadRequest("nothing was said yet that could be saved")
         write_ids(path, ids)
         chat.screen.note(f"({len(ids)} token ids written to {path})")
         return
-    chat.look_at_models()
+    try:
+        chat.look_at_models()
+    except NoDaemon:  # what is known of the model does: above all when dgnd is gone, nothing may be lost
+        chat.link.lose()
     found = snapshot(chat)
     write_chat(path, found)
     chat.screen.note(f"({len(found.messages)} messages written to {path})")

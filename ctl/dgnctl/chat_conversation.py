@@ -105,7 +105,9 @@ class Conversation:
             return self._line() and (self._code != EXIT_INTERRUPTED or self.screen.interactive)
         except (NoDaemon, ProtocolError, ShuttingDown) as error:
             self.link.lose()
-            self._show(error)
+            if self._cut_off:  # what had begun is gone with dgnd, and is not to be said twice where it is not
+                self._cut_off, self._unanswered, self.synced = False, self._asked, False
+            self._show(error, self._advice() if self.screen.interactive else "")
         except ContextExceeded as error:
             self._show(error, "; type clear to start anew" if self.screen.interactive else "")
         except Cancelled as error:
@@ -172,8 +174,14 @@ class Conversation:
 
     def say(self, text: str) -> bool:
         """Asks, and shows the answer; False to leave."""
-        self.catch_up()  # first: it may be another dgnd now, to which everything is new
-        return self._stream(self.talk.request(check_text(text), self.link.session), text)
+        check_text(text)
+        self.forget_pending()
+        try:
+            self.catch_up()  # first: it may be another dgnd now, to which everything is new
+        except DgnError as error:
+            self._unanswered = text if error.retryable else None
+            raise
+        return self._stream(self.talk.request(text, self.link.session), text)
 
     def say_instead(self, text: str | None) -> bool:
         """In place of the last exchange; None: the same again. Where it fails the old one stays."""
@@ -187,6 +195,7 @@ class Conversation:
         except BaseException:
             if not self._cut_off and pending is None:
                 self.talk, self.synced = before, False
+                self.forget_pending()
             raise
 
     def catch_up(self) -> None:

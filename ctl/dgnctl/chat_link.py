@@ -59,8 +59,11 @@ class Link:
     def forgotten(self) -> bool:
         """Whether dgnd was lost meanwhile and has forgotten the session; says so once."""
         client = self.client()
-        lost, self._lost = self._lost, False
-        return lost and self.token_ids(client) is None
+        if not self._lost:
+            return False
+        forgotten = not self.token_ids(client)  # one without any was begun by a request that failed
+        self._lost = False
+        return forgotten
 
     def token_ids(self, client: ControlClient | None = None) -> list[int] | None:
         """Those of the session; None where dgnd has none."""

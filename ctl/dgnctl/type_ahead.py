@@ -9,7 +9,10 @@ _MAX_SEQUENCE: Final = 32
 
 
 class TypeAhead:
-    """What is typed while an answer comes: the space key stops it, the rest is kept for the next prompt."""
+    """What is typed while an answer comes: the space key stops it, the rest is kept for the next prompt.
+
+    A space within a line is of the line too, as who types a message ahead means it.
+    """
 
     def __init__(self) -> None:
         self._kept = ""
@@ -30,6 +33,7 @@ class TypeAhead:
                 self._kept = self._kept[:-1] if self._kept and self._kept[-1] != "\n" else self._kept
             elif char == " " and not self._stopped:
                 self._stopped = True
+                self._kept += " " if self._kept and self._kept[-1] != "\n" else ""
             elif char in "\r\n":
                 self._kept += "\n"
             elif char.isprintable():
