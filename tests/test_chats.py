@@ -122,6 +122,22 @@ def test_a_state_that_can_not_be_written_is_said_once(daemon: EchoDaemon, tmp_pa
         assert "is not kept" not in seat.say("again")
 
 
+def test_a_state_that_can_not_be_written_any_more(daemon: EchoDaemon, tmp_path: Path) -> None:
+    with Seat("chat") as seat:
+        seat.prompt()
+        history, chats = tmp_path / "state/dgn/chat_history", tmp_path / "state/dgn/chats"
+        history.unlink()
+        history.mkdir()
+        chats.write_text("in the way")
+        shown = seat.say("hello")
+        assert "what is typed is not kept" in shown
+        assert "conversation is not kept" in shown
+        assert "not kept" not in seat.say("again")
+        chats.unlink()
+        seat.say("once more")
+        assert len(list(chats.iterdir())) == 1
+
+
 def test_what_was_typed_is_found_by_the_next_chat(daemon: EchoDaemon, tmp_path: Path) -> None:
     with Seat("chat") as seat:
         seat.prompt()

@@ -18,17 +18,18 @@ class Keeper:
         self._failed = False
 
     def changed(self, chat: Conversation) -> None:
-        """Something was answered. What can't be kept is said once, and the chat goes on."""
-        if self._failed or chat.talk.earlier:  # its words are not all known
+        """Something was answered. What can't be kept is said once, and tried again with the next answer."""
+        if chat.talk.earlier:  # its words are not all known
             return
         try:
             if chat.model is None or not chat.model.digest:
                 chat.look_at_models()
             self._store.write(self.name, snapshot(chat))
-            self._written = True
+            self._written, self._failed = True, False
         except BadRequest as error:
+            if not self._failed:
+                chat.screen.note(f"(this conversation is not kept: {error.message})")
             self._failed = True
-            chat.screen.note(f"(this conversation is not kept: {error.message})")
 
     def ended(self) -> str:
         """Another conversation begins; returns the id under which the old one is kept, or nothing."""

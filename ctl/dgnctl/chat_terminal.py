@@ -48,12 +48,13 @@ class FullTerminal:
         self._fd = sys.stdin.fileno()
         self._ahead = TypeAhead()
         self._hints = Hints()
+        self._history = History(history) if history else InMemoryHistory()
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
             key_bindings=_keys(),
             completer=ChatCompleter(lambda: self._hints.words),
             complete_while_typing=Condition(lambda: get_app().current_buffer.text.startswith("/")),
-            history=FileHistory(history) if history else InMemoryHistory(),
+            history=self._history,
             bottom_toolbar=self._toolbar,
             prompt_continuation=_continuation,
             style=_STYLE,
@@ -73,6 +74,9 @@ class FullTerminal:
         except KeyboardInterrupt:
             self.note("(type exit, or Ctrl-D, to leave)")
             return ""
+        finally:
+            if isinstance(self._history, History) and (problem := self._history.problem()):
+                self.note(f"(what is typed is not kept: {problem})")
 
     @contextlib.contextmanager
     def answering(self, status: Callable[[], str]) -> Iterator[Answering]:
@@ -92,6 +96,28 @@ class FullTerminal:
 
     def _toolbar(self) -> AnyFormattedText:
         return clipped(printable(self._hints.status), _columns())
+
+
+class History(FileHistory):
+    """What was typed, in a file; where that can't be written, the chat goes on."""
+
+    _problem = ""
+    _failed = False
+
+    def store_string(self, string: str) -> None:
+        """Adds it to the file."""
+        try:
+            super().store_string(string)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                self._problem = f"{os.fsdecode(self.filename)}: can't be written: {error.strerror or error}"
+            self._failed = True
+
+    def problem(self) -> str:
+        """Why nothing is kept from now on; said once."""
+        problem, self._problem = self._problem, ""
+        return problem
 
 
 class MarkdownAnswer:
