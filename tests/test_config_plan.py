@@ -6,6 +6,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +159,19 @@ def test_check_names_the_quantisation(
     code, out, _ = dgnd(capsys, monkeypatch, "check", "--config", str(path))
     assert code == 0
     assert re.search(r"  self  embed,0-2,head: [\d.]+ KiB of weights in int4\n", out)
+
+
+@pytest.mark.parametrize("command", [["--help"], ["check", "--config"]])
+def test_a_stdout_that_can_not_be_written_is_one_line(
+    tmp_path: Path, model: Path, command: list[str]
+) -> None:
+    path = write_config(tmp_path, ("self", "embed,0-2,head"))
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "dgnd", *command, *([str(path)] if command[1:] else [])],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "dgnd: stdout can't be written: No space left on device\n")
 
 
 def test_check_prints_the_plan(

@@ -11,6 +11,7 @@ from cluster import Cluster, Row, TestNode
 from seat import Seat
 from tiny_llama import make_tiny_llama
 
+from dgnctl.cli import run_command
 from dgnctl.top_view import Look, describe, rates
 from dgnd.control import api
 
@@ -47,6 +48,12 @@ def test_lists_are_cut_to_the_screen_and_the_busiest_stay() -> None:
     assert "8.0 tok/s" in lines[0]
     assert any(line.startswith("s29 ") for line in lines)
     assert sum(" more" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize("interval", ["nan", "inf", "0", "soon"])
+def test_what_is_no_interval_is_said(capsys: pytest.CaptureFixture[str], interval: str) -> None:
+    assert run_command(["top", "--interval", interval]) == 2
+    assert "--interval" in capsys.readouterr().err
 
 
 def test_without_a_terminal_it_prints_once(node: TestNode) -> None:

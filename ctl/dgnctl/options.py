@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -30,6 +31,17 @@ socket_option = click.option(
 
 #: `--json`, given to the command as `as_json`.
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON and nothing else.")
+
+
+class Finite(click.FloatRange):
+    """A number within a range; `nan` and `inf` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Raises click.BadParameter for what is not a number in the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def connect_client(ctx: click.Context, wait_s: float = 0.0) -> ControlClient:

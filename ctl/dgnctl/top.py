@@ -7,7 +7,7 @@ import time
 
 import click
 
-from dgnctl.options import connect_client, json_option, socket_option
+from dgnctl.options import Finite, connect_client, json_option, socket_option
 from dgnctl.output import emit, emit_json
 from dgnctl.top_view import Look, describe, rates
 from dgnd.control.api import PeerList, Status
@@ -16,7 +16,7 @@ from dgnd.control.client import ControlClient
 
 @click.command()
 @click.option(
-    "--interval", type=click.FloatRange(0.2, 60.0), default=1.0, show_default=True, metavar="SECONDS",
+    "--interval", type=Finite(0.2, 60.0), default=1.0, show_default=True, metavar="SECONDS",
     help="Between two looks.",
 )  # fmt: skip
 @click.option("--once", is_flag=True, help="Look twice, print the difference, and end.")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import click
@@ -39,7 +41,11 @@ def cli(context: click.Context, config: Path | None, socket: Path | None) -> Non
         gc.disable()  # imports leave no garbage, and looking for it takes a sixth of them
         from dgnd.app import run
 
-        run(load_config(_named(config)), socket)
+        try:
+            run(load_config(_named(config)), socket)
+        except OSError:  # a fault, to be seen whole; those of other commands are of their stdout
+            traceback.print_exc()
+            sys.exit(1)
 
 
 @cli.command()
@@ -99,3 +105,8 @@ def main() -> None:
         prefix = "" if "line" in error.data else "dgnd: "  # file:line:column stands first, for editors
         click.echo(prefix + error.message, err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # stdout itself, such as a file on a full disk
+        with open(os.devnull, "wb") as null:  # noqa: PTH123 - a device; the interpreter flushes once more
+            os.dup2(null.fileno(), 1)
+        click.echo(f"dgnd: stdout can't be written: {error.strerror or error}", err=True)
+        sys.exit(1)
