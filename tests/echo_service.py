@@ -14,7 +14,7 @@ import trio
 
 from dgnd.control import api
 from dgnd.control.server import serve_control
-from dgnd.control.service import DeltaSink
+from dgnd.control.service import DeltaSink, WaitSink
 from dgnd.errors import BlocksMissing, NotFound, PeerRefused, WorkerDied
 
 PEER = "12D3KooWA1b2c3d4e5f6g7h8i9jAkBmCnDoEpFqGrHsJtKuLvMwX"
@@ -106,7 +106,11 @@ class EchoService:
         return api.Done()
 
     async def generate(
-        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+        self,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> api.GenerateResult:
         """The words of the prompt; `slow` is many tokens, one each 20 ms; others see below."""
         self.seen.append(params)
@@ -137,6 +141,10 @@ class EchoService:
                 self.cancelled.append(0)
             case ["flood"]:
                 words = ["x" * 1024] * FLOOD_WORDS
+            case ["waits"]:
+                assert on_wait is not None
+                for ahead in (1, 1, 0):
+                    on_wait(f"waiting for memory: {ahead} ahead")
             case ["full"]:
                 reason = "length"
             case ["escape"]:

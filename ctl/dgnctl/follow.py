@@ -71,8 +71,9 @@ def follow(
     noted: Interrupts,
     watch: Mapping[int, Callable[[], bool]] | None = None,
     pause: Callable[[], float] = lambda: math.inf,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> GenerateResult:
-    """Gives the text to `on_text` as it comes, and returns the result.
+    """Gives the text to `on_text` as it comes, and what it waits for to `on_wait`, and returns the result.
 
     A Ctrl-C, or a callback of `watch` (by file descriptor, called when that is readable) that returns True,
     asks dgnd to stop. Whenever there is nothing more to give, `pause` is called and says for how many seconds
@@ -100,7 +101,7 @@ def follow(
                 if isinstance(event, GenerateResult):
                     return event
                 assert isinstance(event, GenerateDelta)
-                on_text(event.text)
+                on_wait(event.waiting) if event.waiting else on_text(event.text)
         timeout = min(stream.client.left_s(), max(0.0, pause()))
         if deadline is not None:
             timeout = min(timeout, max(0.0, deadline - time.monotonic()))

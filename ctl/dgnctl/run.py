@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import msgspec
 
 from dgnctl.follow import follow, interrupts
 from dgnctl.options import connect_client, json_option, socket_option
-from dgnctl.output import emit, emit_json
+from dgnctl.output import emit, emit_json, printable
 from dgnctl.sampling import generation_options, template
 from dgnd.control.api import GenerateParams, GenerateResult
 from dgnd.errors import BadRequest, NotReady
@@ -52,7 +53,7 @@ def run(
     with client, interrupts() as noted:
         shown = _Shown(as_json)
         try:
-            result = follow(client.start_generate(params), shown.add, noted)
+            result = follow(client.start_generate(params), shown.add, noted, on_wait=shown.wait)
         except NotReady as error:
             advice = _LONGER if shown.begun else "" if params.wait else "to wait for it: --wait 60"
             if as_json or not advice:
@@ -73,6 +74,7 @@ class _Shown:
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._last = "\n"
+        self._told = ""
         self.begun = False  #: something came, though it may be no text yet
 
     def add(self, text: str) -> None:
@@ -80,6 +82,14 @@ class _Shown:
         if text and not self._quiet:
             self._last = text[-1]
             emit(text)
+
+    def wait(self, words: str) -> None:
+        """What the answer waits for, at a terminal, each place in the line once."""
+        if words != self._told and not self._quiet and sys.stderr is not None and sys.stderr.isatty():
+            self._told = words
+            dim = "({})" if os.environ.get("NO_COLOR") else "\x1b[2m({})\x1b[0m"
+            click.echo(("" if self._last == "\n" else "\n") + dim.format(printable(words)), err=True)
+            self._last = "\n"
 
     def end(self) -> None:
         if self._last != "\n":

@@ -282,6 +282,7 @@ class GenerateDelta(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] = []
+    waiting: str = ""  #: what the answer waits for, in words; then it is no piece of it
 
 
 class LogLine(msgspec.Struct, frozen=True, omit_defaults=True):

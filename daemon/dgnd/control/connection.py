@@ -290,8 +290,13 @@ class Connection:
             await trio.lowlevel.checkpoint()  # the writer has its turn even if the service never waits
             await self._room(ANSWER_WAITS_BYTES)
 
+        def on_wait(words: str) -> None:
+            if len(self._unsent) <= ANSWER_WAITS_BYTES:  # else the client does not read anyway
+                delta = api.GenerateDelta(identity, "", [], waiting=words)
+                self._send(jsonrpc.encode_notification("generate.delta", delta))
+
         check_generate(params)
-        return await self._service.generate(params, on_delta, running.cancelled)
+        return await self._service.generate(params, on_delta, running.cancelled, on_wait)
 
     def _fault(self, identity: jsonrpc.Id, running: _Running, error: BaseException) -> bytes:
         log.error("%s failed by a fault of dgnd", running.method, exc_info=error)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: waits for the client: a client that does not read is dropped, which sets `cancelled` of its generations.
 DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 
+#: Told in words what an answer waits for. Never waits.
+WaitSink = Callable[[str], None]
+
 
 class ControlService(Protocol):
     """The daemon as its operator sees it. Every method raises DgnError for what the caller should know.
@@ -57,9 +60,14 @@ class ControlService(Protocol):
         ...
 
     async def generate(
-        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+        self,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> api.GenerateResult:
-        """Generates, giving each piece to `on_delta` before returning the whole.
+        """Generates, giving each piece to `on_delta` before returning the whole. `on_wait` is told what it
+        waits for, in words.
 
         `cancelled` is set by `cancel` and by a hang-up. Then it should stop within one token, free what the
         session uses elsewhere, and return what it has with finish_reason `cancelled` (or raise Cancelled when

@@ -30,6 +30,8 @@ _AGAIN_S = 0.1
 DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 #: The same of one of several answers, after its number.
 Pieces = Callable[[int, str, list[api.TokenLogprobs]], Awaitable[None]]
+#: Told in words what an answer waits for, at once.
+WaitSink = Callable[[str], None]
 
 
 class Service(Protocol):
@@ -48,6 +50,7 @@ class Service(Protocol):
         params: api.GenerateParams,
         on_delta: DeltaSink,
         cancelled: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> api.GenerateResult:
         """One answer."""
         ...
@@ -91,7 +94,11 @@ class Desk:
             counts.requests -= 1
 
     async def answers(
-        self, asked: Sequence[api.GenerateParams], pieces: Pieces, gone: trio.Event
+        self,
+        asked: Sequence[api.GenerateParams],
+        pieces: Pieces,
+        gone: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> list[api.GenerateResult]:
         """The answers to all that is asked, side by side. The first error ends the others and is raised.
 
@@ -110,7 +117,7 @@ class Desk:
 
                 try:
                     answer = self._in_session if len(asked) == 1 else self._answer
-                    results[index] = await answer(params, on_delta, gone)
+                    results[index] = await answer(params, on_delta, gone, on_wait)
                 except DgnError as error:
                     failed.append(error)
                     nursery.cancel_scope.cancel()
@@ -124,15 +131,20 @@ class Desk:
         return [results[index] for index in range(len(asked))]
 
     async def _in_session(
-        self, params: api.GenerateParams, on_delta: DeltaSink, gone: trio.Event
+        self,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        gone: trio.Event,
+        on_wait: WaitSink | None,
     ) -> api.GenerateResult:
         """One answer, in the session of its conversation; one that did not end well frees that."""
         name = self._kept.take(params)
         if name is None:
-            return await self._answer(params, on_delta, gone)
+            return await self._answer(params, on_delta, gone, on_wait)
         over = [name]
         try:
-            result = await self._answer(msgspec.structs.replace(params, session=name), on_delta, gone)
+            named = msgspec.structs.replace(params, session=name)
+            result = await self._answer(named, on_delta, gone, on_wait)
             if not gone.is_set():
                 over = self._kept.keep(name, params)
             return result
@@ -147,6 +159,7 @@ class Desk:
         params: api.GenerateParams,
         on_delta: DeltaSink,
         gone: trio.Event,
+        on_wait: WaitSink | None,
     ) -> api.GenerateResult:
         begun = False
 
@@ -164,7 +177,7 @@ class Desk:
         try:
             while True:
                 try:
-                    return await self._generate(params, noted, gone)
+                    return await self._generate(params, noted, gone, on_wait)
                 except NoRoomNow:
                     if begun or trio.current_time() >= deadline:
                         raise
@@ -202,6 +215,7 @@ class Desk:
         params: api.GenerateParams,
         on_delta: DeltaSink,
         gone: trio.Event,
+        on_wait: WaitSink | None,
     ) -> api.GenerateResult:
         """One answer of the service, which has a while to end after `gone`."""
         result: api.GenerateResult | None = None
@@ -214,7 +228,7 @@ class Desk:
             nursery.start_soon(watch)
             failed: DgnError | None = None
             try:
-                result = await self.service.generate(params, on_delta, gone)
+                result = await self.service.generate(params, on_delta, gone, on_wait)
             except DgnError as error:
                 failed = error
             nursery.cancel_scope.cancel()

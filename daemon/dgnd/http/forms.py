@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -81,15 +82,32 @@ class Endpoint:
 
 
 async def answered(
-    exchange: Exchange, desk: Desk, asked: Sequence[api.GenerateParams], pieces: Pieces | None = None
+    exchange: Exchange,
+    desk: Desk,
+    asked: Sequence[api.GenerateParams],
+    pieces: Pieces | None = None,
+    waits: Callable[[str], Awaitable[None]] | None = None,
 ) -> list[api.GenerateResult]:
-    """The answers to all that is asked, as long as the client is there. Raises DgnError."""
+    """The answers to all that is asked, as long as the client is there. `waits` is given what they wait for,
+    in words; of what comes while it is at it only the first. Raises DgnError."""
     failed: DgnError | None = None
     results: list[api.GenerateResult] = []
-    async with trio.open_nursery() as nursery:
+    news, told = trio.open_memory_channel[str](1)
+
+    def on_wait(words: str) -> None:
+        with suppress(trio.WouldBlock):
+            news.send_nowait(words)
+
+    async def tell() -> None:
+        async for words in told:
+            with trio.CancelScope(shield=True):  # never half a piece; a client that does not read is given up
+                await (waits or _nobody)(words)
+
+    async with trio.open_nursery() as nursery, news, told:
         nursery.start_soon(exchange.watch)
+        nursery.start_soon(tell)
         try:
-            results = await desk.answers(asked, pieces or _no_pieces, exchange.gone)
+            results = await desk.answers(asked, pieces or _no_pieces, exchange.gone, on_wait)
         except DgnError as error:
             failed = error
         nursery.cancel_scope.cancel()
@@ -101,6 +119,10 @@ async def answered(
 async def json_answer(exchange: Exchange, answer: object, status: int = 200) -> None:
     """A response of one JSON value."""
     await exchange.whole(status, JSON, msgspec.json.encode(answer), headers_of(status))
+
+
+async def _nobody(_words: str) -> None:
+    """For a client that can't be told."""
 
 
 async def _no_pieces(_index: int, _text: str, _logprobs: list[api.TokenLogprobs]) -> None:

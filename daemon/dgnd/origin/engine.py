@@ -32,7 +32,7 @@ from dgnd.logs.fields import about
 from dgnd.metrics.counts import Counts
 from dgnd.models.local import LocalModel
 from dgnd.origin.clocks import Clocks
-from dgnd.origin.conversation import Conversation, ConversationBook, Turn
+from dgnd.origin.conversation import Conversation, ConversationBook, Turn, WaitSink
 from dgnd.origin.forming import Forming, make_forming, wanted_form
 from dgnd.origin.generation import Answer, requested_sampling
 from dgnd.origin.handover import hand_over
@@ -119,9 +119,14 @@ class Engine:
         return model
 
     async def generate(
-        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+        self,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> api.GenerateResult:
-        """One answer. Raises DgnError for everything that the caller should know."""
+        """One answer; `on_wait` is told in words while it waits for memory. Raises DgnError for everything
+        that the caller should know."""
         clocks = Clocks(received=trio.current_time())
         if self.stopping:
             raise ShuttingDown("the daemon is stopping")
@@ -130,7 +135,7 @@ class Engine:
         model = self.model(params.model)
         count = self.counts.model(model.name)
         try:
-            result = await self._converse(model, params, on_delta, cancelled, clocks)
+            result = await self._converse(model, params, on_delta, on_wait, cancelled, clocks)
         except DgnError as error:
             count.answers[error.kind] += 1
             raise
@@ -143,6 +148,7 @@ class Engine:
         model: LocalModel,
         params: api.GenerateParams,
         on_delta: DeltaSink,
+        on_wait: WaitSink | None,
         cancelled: trio.Event,
         clocks: Clocks,
     ) -> api.GenerateResult:
@@ -150,10 +156,10 @@ class Engine:
         with self.conversations.use(params.session, self._new_conversation, model) as conversation:
             try:
                 turn = await self._turn(conversation, params)
-                conversation.cut_off = None
+                conversation.cut_off, conversation.on_wait = None, on_wait
                 return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
             finally:
-                conversation.driver.waits = None
+                conversation.driver.waits = conversation.on_wait = None
                 self.line.leave(conversation.driver.session.id)
                 self.navigator.market.bookings.end(conversation.driver.session.id)
                 if params.session is None:
@@ -347,8 +353,12 @@ class Engine:
                 if item is not conversation
             )
 
+        def news(words: str) -> None:
+            if conversation.on_wait is not None:
+                conversation.on_wait(words)
+
         session = driver.session.id
-        await self.line.wait(model.name, session, error, begun=begun, tell=tell, others=others)
+        await self.line.wait(model.name, session, error, begun=begun, tell=tell, news=news, others=others)
 
     def route_of(self, session: OriginSession) -> list[api.RouteHop]:
         """A session's route as reported."""

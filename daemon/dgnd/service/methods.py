@@ -24,6 +24,7 @@ from dgnd.logs.ring import LogRing
 from dgnd.memory.footprint import footprint
 from dgnd.models.blocksmap import BlocksMap
 from dgnd.models.local import LocalModel
+from dgnd.origin.conversation import WaitSink
 from dgnd.origin.engine import DeltaSink, Engine
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
@@ -306,11 +307,15 @@ class NodeService:
     # --- generation and sessions
 
     async def generate(
-        self, params: api.GenerateParams, on_delta: DeltaSink, cancelled: trio.Event
+        self,
+        params: api.GenerateParams,
+        on_delta: DeltaSink,
+        cancelled: trio.Event,
+        on_wait: WaitSink | None = None,
     ) -> api.GenerateResult:
         """One answer."""
         try:
-            return await self.engine.generate(params, on_delta, cancelled)
+            return await self.engine.generate(params, on_delta, cancelled, on_wait)
         except BlocksMissing as error:
             model = self.engine.model(params.model)
             missing = self._missing().get(model.name)

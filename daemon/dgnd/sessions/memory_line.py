@@ -17,6 +17,8 @@ from dgnd.words import counted
 
 #: Between two tries of the first in the line.
 RETRY_S = 0.5
+#: A place in the line is news when it changes, and again after so long: a sign of life.
+NEWS_S = 10.0
 _POLL_S = 0.05
 
 
@@ -56,11 +58,13 @@ class MemoryLine:
         *,
         begun: bool,
         tell: Callable[[DgnError, float], None],
+        news: Callable[[str], None],
         others: Callable[[], bool],
     ) -> None:
         """Returns when the session is to try (again); it stays in the line until `leave`. `error`: what it
-        lacks; `tell`: what is said of it, and the time at which it ends; `others`: whether answers go on
-        that will end, and make room.
+        lacks; `tell`: what is said of it, and the time at which it ends, whenever one of them changes;
+        `news`: the same words, for who is told each of them; `others`: whether answers go on that will end,
+        and make room.
 
         Raises NoRoomNow, with the numbers of `error`, where too many wait or it takes too long.
         """
@@ -70,13 +74,17 @@ class MemoryLine:
             place = self._enter(line, session, error, begun)
         place.error, place.retry_at = error, trio.current_time() + RETRY_S
         told: tuple[int, float] | None = None
+        last, news_at = -1, 0.0
         while place in line:
             now, ahead = trio.current_time(), line.index(place)
             if begun and others():
                 place.deadline = now + self.wait_s
             if told != (ahead, place.deadline):
                 told = ahead, place.deadline
-                tell(NoRoomNow(f"waiting for memory: {ahead} ahead", **error.data), place.deadline)
+                tell(NoRoomNow(where_in_line(ahead), **error.data), place.deadline)
+            if last != ahead or now >= news_at:
+                last, news_at = ahead, now + NEWS_S
+                news(where_in_line(ahead))
             if now >= place.deadline:
                 self.leave(session)
                 raise NoRoomNow(
@@ -108,6 +116,11 @@ class MemoryLine:
                     line[0].retry_at = 0.0
                 else:
                     del self._lines[model]
+
+
+def where_in_line(ahead: int) -> str:
+    """What is said of a place in the line."""
+    return f"waiting for memory: {ahead} ahead"
 
 
 def lacks_memory(error: DgnError) -> bool:

@@ -37,7 +37,7 @@ async def chat(exchange: Exchange, desk: Desk) -> None:
     )
     if request.stream:
         stream = EventStream(exchange, maker, len(asked))
-        await stream.finish(await answered(exchange, desk, asked, stream.delta))
+        await stream.finish(await answered(exchange, desk, asked, stream.delta, stream.waits))
         return
     results = await answered(exchange, desk, asked)
     completion = answers.ChatCompletion(

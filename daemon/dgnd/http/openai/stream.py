@@ -64,6 +64,10 @@ class EventStream:
         if events or not self._exchange.started:
             await self._exchange.piece(EVENTS, events)
 
+    async def waits(self, words: str) -> None:
+        """A comment, which clients pass over and which tells whatever is between that the stream lives."""
+        await self._exchange.piece(EVENTS, f": {words}\n\n".encode())
+
     async def finish(self, results: Sequence[api.GenerateResult]) -> None:
         """The end of all answers."""
         events = b""

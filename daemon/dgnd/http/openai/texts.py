@@ -36,7 +36,7 @@ async def texts(exchange: Exchange, desk: Desk) -> None:
     )
     if request.stream:
         stream = EventStream(exchange, maker, choices)
-        await stream.finish(await answered(exchange, desk, asked, stream.delta))
+        await stream.finish(await answered(exchange, desk, asked, stream.delta, stream.waits))
         return
     results = await answered(exchange, desk, asked)
     completion = answers.TextCompletion(
