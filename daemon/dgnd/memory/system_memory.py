@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from dgnd.memory.cgroups import memory_groups
+from dgnd.memory.cgroups import MemoryGroup, memory_groups
 
 _FRESH_S: Final = 0.5
 
@@ -26,18 +26,27 @@ def available_bytes() -> int:
     """Memory that can be taken without swapping, as the kernel estimates it (proc(5), MemAvailable), and
     within the limit of every control group; 0 where nothing is said. As it was `_FRESH_S` ago at most: every
     offer asks for it, and a dozen files say it."""
-    return _available(int(time.monotonic() / _FRESH_S))
+    return _available(_moment())
+
+
+def _moment() -> int:
+    return int(time.monotonic() / _FRESH_S)
 
 
 @lru_cache(maxsize=1)
-def _available(_moment: int) -> int:
-    return min(_meminfo("MemAvailable"), *(group.free for group in memory_groups()), _meminfo("MemTotal"))
+def _available(moment: int) -> int:
+    return min(_meminfo("MemAvailable"), *(group.free for group in _groups(moment)), _meminfo("MemTotal"))
+
+
+@lru_cache(maxsize=1)
+def _groups(_moment: int) -> list[MemoryGroup]:
+    return memory_groups()
 
 
 def allowed() -> Allowed:
-    """As the machine and the control groups have it now; a total of 0 where nothing is said."""
+    """As the machine and the control groups had it, just as fresh; a total of 0 where nothing is said."""
     total = _meminfo("MemTotal")
-    tightest = min(memory_groups(), key=lambda group: group.limit, default=None)
+    tightest = min(_groups(_moment()), key=lambda group: group.limit, default=None)
     if tightest is not None and (tightest.limit < total or not total):
         return Allowed(tightest.limit, f"control group {tightest.name}")
     return Allowed(total, "this machine")

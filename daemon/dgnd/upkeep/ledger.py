@@ -28,7 +28,8 @@ from dgnd.workers.handle import WorkerHandle
 
 log = logging.getLogger("dgnd.ledger")
 
-_LOOK_S = 2.0
+#: How often it looks: while something is held for sessions, and while nothing is.
+_LOOK_S, _REST_S = 2.0, 6.0
 #: What is left of the budget, at least, for what steps need for a moment.
 _LEAST_SPARE, _SPARE_SHARE = 32 << 20, 32
 #: Of the budget, what journals may have, and what waits for one peer that does not read.
@@ -164,10 +165,10 @@ class Ledger:
     async def run(self) -> None:
         """Keeps KV, journals and queues within the budget."""
         while True:
-            self.share()
-            await trio.sleep(_LOOK_S)
+            account = self.share()
+            await trio.sleep(_LOOK_S if account.kv or account.journals or account.queues else _REST_S)
 
-    def share(self) -> None:
+    def share(self) -> Account:
         """Tells every worker what its KV may take now."""
         account = self.account()
         self.journals.limit(self._most_journals(account.budget))
@@ -186,6 +187,7 @@ class Ledger:
             if abs(most - self._told.get(worker, 0)) >= _STEP or worker not in self._told:
                 self._told[worker] = most
                 worker.post(Frame(KvLimit(n_bytes=most)))
+        return account
 
     def _complain(self, account: Account, short: bool) -> None:
         if short and not self._short:
