@@ -15,6 +15,7 @@ import trio
 
 from dgnd.control import api
 from dgnd.control.checks import check_generate
+from dgnd.control.service import DeltaSink, WaitSink
 from dgnd.errors import BadRequest, Cancelled, DgnError, NoRoomNow
 from dgnd.http.kept import KeptSessions
 from dgnd.metrics.counts import HttpCounts
@@ -26,12 +27,8 @@ TURN_S = 300.0
 #: After others' sessions took all room, how long until it is tried again.
 _AGAIN_S = 0.1
 
-#: Takes the text and token ids of a piece of an answer, and the probabilities that were asked for.
-DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
 #: The same of one of several answers, after its number.
 Pieces = Callable[[int, str, list[api.TokenLogprobs]], Awaitable[None]]
-#: Told in words what an answer waits for, at once.
-WaitSink = Callable[[str], None]
 
 
 class Service(Protocol):

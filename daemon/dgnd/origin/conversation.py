@@ -22,8 +22,6 @@ from dgnd.sessions.driver import SessionDriver
 from dgnd.wire.messages import Sampling
 from dgnd.words import counted
 
-#: Told in words, at once and without waiting, what an answer waits for.
-WaitSink = Callable[[str], None]
 #: Named sessions whose token ids are remembered; some kilobytes each.
 MAX_NAMED = 1024
 
@@ -53,7 +51,6 @@ class Conversation:
     tokens: list[int] = field(default_factory=list)
     cut_off: Turn | None = None  #: the last turn, if nodes were lacking in the middle of its answer
     busy: bool = False
-    on_wait: WaitSink | None = None  #: of who asked for the answer
     last_used: float = field(default_factory=trio.current_time)
 
     def prompt_ids(self, params: api.GenerateParams) -> list[int]:

@@ -1,56 +1,35 @@
 """The origin's engine: requests for text in, tokens driven through a route, text out as it comes.
 
-One generation reads as: resolve the model, turn the request into token ids, get a route, ask for token after
-token, match stops. Knows nothing of libp2p or of JSON-RPC.
+One generation reads as: resolve the model, turn the request into token ids, answer it. Knows nothing of
+libp2p or of JSON-RPC.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import msgspec
 import trio
 
 from dgnd.config.schema import SessionsConfig
 from dgnd.control import api
-from dgnd.errors import (
-    BadRequest,
-    Cancelled,
-    ContextExceeded,
-    DgnError,
-    Draining,
-    Inexact,
-    NotFound,
-    NotReady,
-    PeerGone,
-    ShuttingDown,
-    WorkerDied,
-)
-from dgnd.logs.fields import about
+from dgnd.control.service import DeltaSink, WaitSink
+from dgnd.errors import BadRequest, ContextExceeded, DgnError, Draining, NotFound, ShuttingDown
 from dgnd.metrics.counts import Counts
 from dgnd.models.local import LocalModel
+from dgnd.origin.answering import AnswerHost, Answering, Sinks
 from dgnd.origin.clocks import Clocks
-from dgnd.origin.conversation import Conversation, ConversationBook, Turn, WaitSink
+from dgnd.origin.conversation import Conversation, ConversationBook, Turn
 from dgnd.origin.forming import Forming, make_forming, wanted_form
 from dgnd.origin.generation import Answer, requested_sampling
 from dgnd.origin.handover import hand_over
-from dgnd.sessions.driver import SessionDriver, Waits
+from dgnd.sessions.driver import SessionDriver
 from dgnd.sessions.driver_host import DriverHost
-from dgnd.sessions.memory_line import MemoryLine, lacks_memory
+from dgnd.sessions.memory_line import MemoryLine
 from dgnd.sessions.navigator import Navigator
-from dgnd.sessions.recovery import Filler, Recovery
+from dgnd.sessions.recovery import Filler
 from dgnd.sessions.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey
-
-log = logging.getLogger("dgnd.engine")
-
-DeltaSink = Callable[[str, list[int], list[api.TokenLogprobs]], Awaitable[None]]
-#: Why a hop could not be opened though it was offered: others may be asked at once.
-_GONE = (Draining, PeerGone, WorkerDied)
-#: An answer is taken to have as many tokens at first, if it may: what a route should have room for.
-EXPECTED_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -135,7 +114,7 @@ class Engine:
         model = self.model(params.model)
         count = self.counts.model(model.name)
         try:
-            result = await self._converse(model, params, on_delta, on_wait, cancelled, clocks)
+            result = await self._converse(model, params, Sinks(on_delta, on_wait), cancelled, clocks)
         except DgnError as error:
             count.answers[error.kind] += 1
             raise
@@ -147,8 +126,7 @@ class Engine:
         self,
         model: LocalModel,
         params: api.GenerateParams,
-        on_delta: DeltaSink,
-        on_wait: WaitSink | None,
+        sinks: Sinks,
         cancelled: trio.Event,
         clocks: Clocks,
     ) -> api.GenerateResult:
@@ -156,10 +134,12 @@ class Engine:
         with self.conversations.use(params.session, self._new_conversation, model) as conversation:
             try:
                 turn = await self._turn(conversation, params)
-                conversation.cut_off, conversation.on_wait = None, on_wait
-                return await self._answer(conversation, turn, params, on_delta, cancelled, clocks)
+                conversation.cut_off = None
+                host = self._answer_host(conversation)
+                answering = Answering(host, conversation, turn, params, sinks, clocks)
+                return await answering.run(cancelled)
             finally:
-                conversation.driver.waits = conversation.on_wait = None
+                conversation.driver.waits = None
                 self.line.leave(conversation.driver.session.id)
                 self.navigator.market.bookings.end(conversation.driver.session.id)
                 if params.session is None:
@@ -204,147 +184,8 @@ class Engine:
         make = wanted_form(params, model.text, model.config.vocab_size)
         return None if make is None else await make_forming(make)
 
-    async def _answer(
-        self,
-        conversation: Conversation,
-        turn: Turn,
-        params: api.GenerateParams,
-        on_delta: DeltaSink,
-        cancelled: trio.Event,
-        clocks: Clocks,
-    ) -> api.GenerateResult:
-        model, driver = conversation.model, conversation.driver
-        prompt, answer = turn.prompt, turn.answer
-        driver.session.generation = turn.generation
-        recovery = Recovery(
-            self.navigator,
-            driver,
-            model,
-            self.settings.recover_s,
-            self.filler if self.settings.fill_gaps else None,
-        )
-
-        async def wait_for_memory(error: DgnError) -> None:
-            await self._wait_for_memory(conversation, error, begun=bool(answer.token_ids))
-
-        recovery.wait_for_memory = wait_for_memory
-        driver.exact = params.exact
-        driver.exactly = answer.exactness.line if params.exact and answer.token_ids else None
-        if driver.exact and driver.session.encoded:
-            driver.close()  # what came over the wire so is in the KV
-        driver.positions = len(prompt) + min(answer.limit, EXPECTED_TOKENS)
-
-        async def work() -> None:
-            if not answer.done:
-                first = self.line.error(model.name)
-                if first is not None:  # who comes later does not take what they wait for
-                    await wait_for_memory(first)
-                driver.set_tokens([*prompt, *answer.token_ids])
-                try:
-                    await self.navigator.ensure(driver, model, params.wait)
-                except DgnError as error:
-                    # A hop that has just lost what it offered says that it is not ready: as good as gone.
-                    refused = isinstance(error, NotReady) and error is driver.broken
-                    if not (isinstance(error, _GONE) or refused or lacks_memory(error)):
-                        raise
-                    await recovery.go_on(error)
-                answer.end_within(driver.room_for(len(prompt)))
-                driver.tell_generation()
-                clocks.prefill = trio.current_time()
-                self._log_begun(driver.session, len(prompt))
-                await self._generate(conversation, turn, recovery, on_delta, clocks)
-
-        try:
-            await _until(cancelled, work)
-        except BaseException as error:
-            if isinstance(error, DgnError) and error.retryable and answer.token_ids:
-                conversation.cut_off = turn
-            # Its kind alone: texts may quote the prompt.
-            kind = error.kind if isinstance(error, DgnError) else type(error).__name__
-            _about(driver.session, f"failed after {len(answer.token_ids)} tokens: {kind}")
-            driver.close()  # its hops are in the middle of something; the next turn begins from the token ids
-            raise
-        interrupted = not answer.done
-        if interrupted and not clocks.prefill:
-            conversation.cut_off = turn if params.resume else None
-            driver.close()  # the route may be half laid
-            raise Cancelled("cancelled before the answer began")
-        if driver.half_laid:  # an answer that was mended was cancelled
-            driver.close()
-        elif params.session is not None:
-            with trio.CancelScope(shield=True):
-                await driver.end_turn(interrupted)
-        conversation.tokens = [*prompt, *answer.token_ids]
-        route = self.route_of(driver.session)
-        rest = answer.finish("cancelled" if interrupted else "length")
-        if rest:
-            await on_delta(rest, [], [])
-        _about(driver.session, f"ended: {answer.finish_reason}, {len(answer.token_ids)} tokens")
-        result = answer.result(prompt, route, clocks.timings())
-        return msgspec.structs.replace(result, generation=turn.generation)
-
-    def _log_begun(self, session: OriginSession, prompt_tokens: int) -> None:
-        if log.isEnabledFor(logging.INFO):
-            route = " > ".join(f"{hop.name or hop.peer} {hop.span}" for hop in self.route_of(session))
-            _about(session, f"begun with {session.model}, {prompt_tokens} tokens of prompt, by {route}")
-
-    async def _generate(
-        self,
-        conversation: Conversation,
-        turn: Turn,
-        recovery: Recovery,
-        on_delta: DeltaSink,
-        clocks: Clocks,
-    ) -> None:
-        driver, session = conversation.driver, conversation.driver.session
-        prompt, sampling, answer = turn.prompt, turn.sampling, turn.answer
-        count = self.counts.model(conversation.model.name)
-        route_number = -1  # of the last token
-        _refuse_inexact(driver, answer)
-        if sampling.needs_history:
-            driver.tell_history(len(prompt))
-        while not answer.done:
-            try:
-                picked = await driver.next_token(sampling, turn.allowed)
-                token = picked.token_id
-                if not 0 <= token < conversation.model.config.vocab_size:
-                    raise driver.blamed(session.head, f"sent token id {token}, which is in no vocabulary")
-                if turn.form is not None and not turn.form.takes(token):
-                    what = f"sent token id {token}, which the answer's form does not allow"
-                    raise driver.blamed(session.head, what)
-            except DgnError as error:
-                await recovery.go_on(error)
-                count.mends += 1
-                _refuse_inexact(driver, answer)
-                if sampling.needs_history:
-                    driver.tell_history(len(prompt))
-                continue
-            first = not clocks.first
-            count.token(clocks.token(), first=first)
-            if driver.waits is not None or self.line.waits(session.id):
-                driver.waits = None
-                self.line.leave(session.id)
-            if route_number != session.route_number:
-                route_number = session.route_number
-                pure = driver.lineage.pure and not session.encoded
-                answer.exactness.through(driver.line, pure=pure, begun=bool(answer.token_ids))
-                driver.exactly = driver.line if driver.exact else None
-            session.append(token)
-            shown = answer.push(token)
-            if turn.form is not None and not answer.done:
-                await turn.form.push(token)
-                if turn.form.complete:
-                    answer.complete()
-            if not answer.done and driver.broken is None:
-                driver.send_steps(sampling, turn.allowed)  # the hops compute on while the client is told
-            await on_delta(shown, [token], [] if sampling.logprobs is None else answer.tell(picked))
-
-    async def _wait_for_memory(self, conversation: Conversation, error: DgnError, *, begun: bool) -> None:
-        """Returns when it is this answer's turn to try. Raises NoRoomNow."""
-        driver, model = conversation.driver, conversation.model
-
-        def tell(what: DgnError, deadline: float) -> None:
-            driver.waits = Waits(what, deadline)
+    def _answer_host(self, conversation: Conversation) -> AnswerHost:
+        model = conversation.model
 
         def others() -> bool:
             return any(
@@ -353,19 +194,15 @@ class Engine:
                 if item is not conversation
             )
 
-        def news(words: str) -> None:
-            if conversation.on_wait is not None:
-                conversation.on_wait(words)
-
-        session = driver.session.id
-        await self.line.wait(model.name, session, error, begun=begun, tell=tell, news=news, others=others)
-
-    def route_of(self, session: OriginSession) -> list[api.RouteHop]:
-        """A session's route as reported."""
-        return [
-            api.RouteHop(peer=hop.peer, name=self.host.peer_name(hop.peer), span=str(hop.span))
-            for hop in session.route
-        ]
+        return AnswerHost(
+            navigator=self.navigator,
+            line=self.line,
+            count=self.counts.model(model.name),
+            recover_s=self.settings.recover_s,
+            filler=self.filler if self.settings.fill_gaps else None,
+            others=others,
+            peer_name=self.host.peer_name,
+        )
 
     # --- sessions
 
@@ -400,38 +237,3 @@ class Engine:
     def sweep(self) -> None:
         """Forgets the KV of sessions idle for long; their token ids stay, so they come back by replay."""
         self.conversations.free_idle(trio.current_time() - self.settings.idle_s)
-
-
-def _about(session: OriginSession, what: str) -> None:
-    """A line of the log about an answer; never with a word of it, or of its prompt."""
-    log.info("generation %s %s", session.generation, what, extra=about(session.generation, session.id))
-
-
-def _refuse_inexact(driver: SessionDriver, answer: Answer) -> None:
-    """Where an exact answer is wanted and the line as it is can't give one. How nodes compute is seen to when
-    the route is chosen; what is left is what comes out when they compute again."""
-    begun = bool(answer.token_ids)
-    if driver.exact and not answer.exactness.would_hold(driver.line, pure=driver.lineage.pure, begun=begun):
-        raise Inexact(
-            "a hop was lost, and this backend's results depend on what else it computes: "
-            "the answer can't be exact; ask without --exact"
-        )
-
-
-async def _until(event: trio.Event, work: Callable[[], Awaitable[None]]) -> None:
-    """Does `work`, giving it up when `event` is set. Raises its DgnError as it is, in no group."""
-    failed: DgnError | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
-        try:
-            await work()
-        except DgnError as error:
-            failed = error
-        nursery.cancel_scope.cancel()
-    if failed is not None:
-        raise failed

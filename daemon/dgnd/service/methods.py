@@ -18,14 +18,15 @@ import trio
 from dgn_backends.span import format_spans
 from dgnd.control import api
 from dgnd.control.checks import check_session
+from dgnd.control.service import DeltaSink, WaitSink
 from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
 from dgnd.hosting.server import HopServer
 from dgnd.logs.ring import LogRing
 from dgnd.memory.footprint import footprint
 from dgnd.models.blocksmap import BlocksMap
 from dgnd.models.local import LocalModel
-from dgnd.origin.conversation import WaitSink
-from dgnd.origin.engine import DeltaSink, Engine
+from dgnd.origin.answering import route_of
+from dgnd.origin.engine import Engine
 from dgnd.p2p.network import PeerNetwork
 from dgnd.p2p.settings import PeerState
 from dgnd.peers.names import Names
@@ -144,7 +145,7 @@ class NodeService:
                 origin=self.me,
                 position=len(item.driver.session.tokens),
                 route_number=item.driver.session.route_number,
-                route=self.engine.route_of(item.driver.session),
+                route=route_of(item.driver.session, self.names.of),
                 waiting=_waiting(item.driver.waits),
             )
             for item in self.engine.conversations
