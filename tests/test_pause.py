@@ -14,6 +14,7 @@ from load import serving
 from tiny_llama import make_endless_llama
 
 from dgnctl.duration import seconds_of
+from dgnctl.pause import describe
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import BadRequest, BlocksMissing
@@ -74,6 +75,13 @@ def paused(node: TestNode, seconds: float | None = None) -> api.Paused:
     return found
 
 
+def memory(node: TestNode) -> float:
+    """MiB of memory in which the node's processes are, shared pages in each."""
+    assert node.process is not None
+    tree = [psutil.Process(node.process.pid), *node.children()]
+    return float(sum(each.memory_info().rss for each in tree if each.is_running())) / (1 << 20)
+
+
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 @pytest.mark.parametrize("place", [0, 1], ids=["first", "head"])
 def test_with_a_replica_no_token_is_lost(cluster: Cluster, place: int, sampling: dict[str, object]) -> None:
@@ -81,15 +89,20 @@ def test_with_a_replica_no_token_is_lost(cluster: Cluster, place: int, sampling:
     params = asked(**sampling)
     right = ask(origin, params).token_ids
     gone: list[TestNode] = []
+    found: list[api.Paused] = []
 
     def pause(route: list[str]) -> None:
         gone.append(cluster.nodes[route[place]])
-        paused(gone[0])
+        found.append(paused(gone[0]))
 
     answer = Asked(origin, params, 20, pause)
     assert answer.ids() == right
     assert answer.result is not None
     (node,) = gone
+    assert (found[0].left + found[0].closed, found[0].idle) == (
+        1,
+        0,
+    )  # closed if too slow
     assert node.name not in [hop.name for hop in answer.result.route]
     status = node.status()
     assert (status.state, status.why) == ("paused", "it is paused by its user; 'dgnctl resume' ends that")
@@ -104,7 +117,9 @@ def test_a_session_between_two_turns_goes_on_elsewhere(cluster: Cluster) -> None
     talk = ask(origin, asked(session="talk", max_tokens=20))
     second = {"prompt": "and then", "max_tokens": 20}
     right = ask(origin, asked(session="plain", **second)).token_ids
-    assert paused(cluster.nodes[talk.route[1].name]).closed == 0  # it waits for no turn
+    found = paused(cluster.nodes[talk.route[1].name])
+    assert (found.left, found.closed) == (0, 0)  # it waits for no turn
+    assert found.idle >= 1
     assert ask(origin, asked(session="talk", **second)).token_ids == right
     origin.ctl("cache", "clear")
 
@@ -143,9 +158,11 @@ def two(pair: Cluster) -> Cluster:
 def test_without_a_replica_the_session_is_kept_and_the_reason_shown(two: Cluster, name: str) -> None:
     origin, node = two.nodes["a"], two.nodes[name]
     right = ask(origin, asked()).token_ids
-    answer = Asked(origin, asked(session=name), 20, lambda _: paused(node, 3600) and None)
+    told: list[api.Paused] = []
+    answer = Asked(origin, asked(session=name), 20, lambda _: told.append(paused(node, 3600)))
     with pytest.raises(BlocksMissing, match=r"its node is paused by its user until \d\d:\d\d") as caught:
         answer.ids()
+    assert [(each.left, each.idle, each.closed) for each in told] == [(0, 0, 1)]
     who = "this node" if name == "a" else name
     assert f"now {who} is paused by its user until" in str(caught.value)
     said = [*origin.status().notes, f"{name} {node.status().why.removeprefix('it ')}"]
@@ -160,14 +177,28 @@ def test_without_a_replica_the_session_is_kept_and_the_reason_shown(two: Cluster
 
 
 def test_a_pause_ends_by_itself_and_outlives_a_restart(two: Cluster) -> None:
+    """And the memory is back within 10 s of its begin."""
     node = two.nodes["b"]
+    loaded = memory(node)
     assert node.ctl("pause", "1h").stdout.startswith("paused: it is paused by its user until ")
     assert node.terminate() == 0
     node.start()
     node.wait_ready("paused")
     assert node.worker_pids() == []
     assert computing(node) == []
+    before = memory(node)  # it has loaded nothing yet
     assert node.ctl("pause", "2s").stdout.startswith("paused: ")  # another end
+    node.wait_ready()
+    ask(two.nodes["a"], asked(max_tokens=20))
+    begun = time.monotonic()
+    paused(node)
+    back = memory(node)
+    took = time.monotonic() - begun
+    print(f"MiB before loading {before:.0f}, loaded {loaded:.0f}, paused {back:.0f}, after {took:.1f} s")
+    assert loaded - before > 20  # a worker
+    assert back - before < (loaded - before) / 3
+    assert took < 10
+    node.ctl("resume")
     node.wait_ready()
     assert not (node.directory / "state" / "paused.json").exists()
     assert node.ctl("resume").stdout == "ready: it was not paused\n"
@@ -189,6 +220,24 @@ def test_what_is_reloaded_in_a_pause_is_loaded_after_it(two: Cluster) -> None:
     )
     node.config.write_text(text)
     node.wait_for(lambda: node.ctl("reload", check=False).returncode == 0, what="end of the reload before")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((0, 0, 0), ""),
+        ((1, 0, 0), "1 answer ended or went on elsewhere\n"),
+        ((0, 0, 1), "1 session between two answers let go: computed again when they go on\n"),
+        (
+            (2, 3, 0),
+            "2 answers ended or went on elsewhere; "
+            "3 sessions closed here: who asked goes on with other nodes, or is told why\n",
+        ),
+    ],
+)
+def test_a_pause_is_told_in_words(numbers: tuple[int, int, int], said: str) -> None:
+    left, closed, idle = numbers
+    assert describe(api.Paused("paused", "it is", left, closed, idle)) == f"paused: it is\n{said}"
 
 
 def test_no_pause_is_longer_than_a_year(two: Cluster) -> None:

@@ -39,9 +39,13 @@ def pause(ctx: click.Context, duration: float | None, as_json: bool) -> None:
 def describe(found: Paused) -> str:
     """For people."""
     line = f"{found.state}: {found.why}\n"
-    if found.left or found.closed:
-        line += f"{found.left} session{'s' * (found.left != 1)} went elsewhere, {found.closed} closed here\n"
-    return line
+    said = [
+        (found.left, "answer", "ended or went on elsewhere"),
+        (found.idle, "session", "between two answers let go: computed again when they go on"),
+        (found.closed, "session", "closed here: who asked goes on with other nodes, or is told why"),
+    ]
+    parts = [f"{number} {noun}{'s' * (number != 1)} {what}" for number, noun, what in said if number]
+    return line + (f"{'; '.join(parts)}\n" if parts else "")
 
 
 @click.command()

@@ -476,8 +476,9 @@ class Paused(msgspec.Struct, frozen=True):
 
     state: NodeState
     why: str  #: as in Status
-    left: int  #: sessions that others went on with at once
+    left: int  #: answers that ended, or went on elsewhere, in the moment that they were given
     closed: int  #: sessions that were closed here, which their origins know and keep
+    idle: int = 0  #: sessions between two answers that were let go; they are computed again when they go on
 
 
 class Resumed(msgspec.Struct, frozen=True):

@@ -152,6 +152,7 @@ class HopServer:
                 f"{hop.ticket.max_chunk} a step, {hop.ticket.max_positions} in all"
             )
         hop.deadline = self._host.now() + hop.ticket.lease_s
+        hop.answering = True
         match hop.fence.admit(message):
             case Compute(step=step, skip=skip):
                 if step.truncate_to is not None:
@@ -193,10 +194,12 @@ class HopServer:
             case History():
                 self._history(hop, message, payload)
             case EndTurn():
+                hop.answering = False
                 length = HopLength(key=message.key, branch=message.branch, length=hop.fence.length)
                 self._host.post(sender, Frame(length))
                 self._host.to_worker(hop.ticket.model, Frame(message))  # its KV may now give way
             case Cancel():
+                hop.answering = False
                 hop.cancel(message.branch)
                 self._host.to_worker(hop.ticket.model, Frame(message))
             case Replay():

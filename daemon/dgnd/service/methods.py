@@ -195,7 +195,13 @@ class NodeService:
         if params.seconds is not None and not 0 < params.seconds <= MOST_PAUSE_S:
             raise BadRequest(f"a pause lasts up to {MOST_PAUSE_S / 86400:.0f} days, or without end")
         found = await self.pausing.pause(params.seconds)
-        return api.Paused(state=self.state(), why=self.standing.why(), left=found.left, closed=found.closed)
+        return api.Paused(
+            state=self.state(),
+            why=self.standing.why(),
+            left=found.left,
+            closed=found.closed,
+            idle=found.idle,
+        )
 
     async def resume(self) -> api.Resumed:
         """Ends a pause."""

@@ -38,10 +38,12 @@ MOST_PAUSE_S: Final = 366 * 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """What came of it: sessions with blocks here that went elsewhere at once, and those that were closed."""
+    """What came of it, in sessions with blocks here: answers that ended or went elsewhere at once, sessions
+    between two answers that did so, and those that were closed."""
 
-    left: int
-    closed: int
+    left: int = 0
+    idle: int = 0
+    closed: int = 0
 
 
 @dataclass(slots=True)
@@ -93,19 +95,21 @@ class Pausing:
             self.until = until
             self._keep()
             self._say()
-            return Paused(0, 0)
+            return Paused()
         self._begin(until)
         log.info("%s", self.why)
         self._say()
-        before = _sessions(self.hops)
+        before, answering = _sessions(self.hops), _sessions(self.hops, answering=True)
         self.hops.ask_to_leave(list(self.hops.hops.values()), f"its node is {self.why}")
         await wait_while(lambda: self.hops.hops, _GIVE_S)
         closed = _sessions(self.hops)
         self.hops.close(list(self.hops.hops.values()), f"its node is {self.why}")
         await self.workshop.stop_all()
-        gone = counted(len(before - closed), "session")
-        log.info("paused: %s went elsewhere, %d closed", gone, len(closed))
-        return Paused(len(before - closed), len(closed))
+        found = Paused(len(answering - closed), len(before - answering - closed), len(closed))
+        answers = counted(found.left, "answer")
+        text = "paused: %s ended or went elsewhere, %d idle sessions let go, %d closed"
+        log.info(text, answers, found.idle, found.closed)
+        return found
 
     def resume(self) -> bool:
         """Ends it; whether there was one."""
@@ -160,5 +164,6 @@ class Pausing:
                 await resumed.wait()
 
 
-def _sessions(hops: HopServer) -> set[tuple[str, str]]:
-    return {(key.origin, key.session) for key in hops.hops}
+def _sessions(hops: HopServer, *, answering: bool = False) -> set[tuple[str, str]]:
+    """Of all hops, or of those in an answer."""
+    return {(key.origin, key.session) for key, hop in hops.hops.items() if hop.answering or not answering}
