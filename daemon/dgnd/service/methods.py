@@ -6,44 +6,40 @@ Only gathers and words; decides nothing. Knows nothing of JSON-RPC.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
 
-from dgn_backends.span import format_spans
 from dgnd.control import api
 from dgnd.control.checks import check_session
 from dgnd.control.service import DeltaSink, WaitSink
-from dgnd.errors import BadRequest, BlocksMissing, ModelError, NotFound
+from dgnd.errors import BadRequest, BlocksMissing, NotFound
 from dgnd.hosting.server import HopServer
 from dgnd.logs.ring import LogRing
 from dgnd.memory.footprint import footprint
 from dgnd.models.blocksmap import BlocksMap
 from dgnd.models.local import LocalModel
-from dgnd.origin.answering import route_of
 from dgnd.origin.engine import Engine
 from dgnd.p2p.network import PeerNetwork
-from dgnd.p2p.settings import PeerState
 from dgnd.peers.names import Names
 from dgnd.peers.notes import away_notes, who_should_serve
 from dgnd.peers.offers import OfferBook
 from dgnd.probe.prober import Prober
 from dgnd.service.cache_view import cache_entries
 from dgnd.service.map_view import map_rows
-from dgnd.service.speed_view import figures, node_figures, trips_of
-from dgnd.sessions.driver import Waits
+from dgnd.service.model_view import model_info, worker_statuses
+from dgnd.service.peer_view import peer_info, refusal
+from dgnd.service.session_view import relay_notes, session_statuses
+from dgnd.service.speed_view import node_figures
 from dgnd.upkeep.chooser import Chooser
 from dgnd.upkeep.drain import Drain
 from dgnd.upkeep.ledger import Ledger
 from dgnd.upkeep.pausing import MOST_PAUSE_S, Pausing
 from dgnd.upkeep.reload import Reloader
 from dgnd.upkeep.standing import Standing
-from dgnd.workers.handle import WorkerHandle
 
 
 @dataclass(slots=True)
@@ -88,11 +84,9 @@ class NodeService:
             name=self.names.my_name,
             state=self.state(),
             why=self.standing.why(),
-            workers=[
-                _worker(worker, spans) for model in self.models.values() for worker, spans in _workers(model)
-            ],
+            workers=[status for model in self.models.values() for status in worker_statuses(model)],
             missing=self._missing(),
-            sessions=self._sessions(),
+            sessions=list(session_statuses(self.names, self.engine, self.hops)),
             notes=[
                 *self.reloader.notes(),
                 *self.chooser.notes(),
@@ -103,7 +97,7 @@ class NodeService:
                 ),
                 *self.offers.problems(self.names.of),
                 *away_notes(self.network.peers(), len(self.network.refusals()), self.offers.away_peers()),
-                *self._relay_notes(),
+                *relay_notes(self.names, self.engine),
                 *(
                     f"model {name} can't answer prompts given here: {model.text_problem}"
                     for name, model in self.models.items()
@@ -136,46 +130,6 @@ class NodeService:
     def _missing(self) -> dict[str, str]:
         found = {name: self.offers.missing(model) for name, model in self.models.items()}
         return {name: units for name, units in found.items() if units}
-
-    def _sessions(self) -> list[api.SessionStatus]:
-        mine = [
-            api.SessionStatus(
-                id=item.driver.session.id,
-                model=item.model.name,
-                origin=self.me,
-                position=len(item.driver.session.tokens),
-                route_number=item.driver.session.route_number,
-                route=route_of(item.driver.session, self.names.of),
-                waiting=_waiting(item.driver.waits),
-            )
-            for item in self.engine.conversations
-        ]
-        for key, hop in self.hops.hops.items():
-            if key.origin != self.me:
-                here = api.RouteHop(peer=self.me, name=self.names.my_name, span=str(hop.span))
-                mine.append(
-                    api.SessionStatus(
-                        id=key.session,
-                        model=hop.ticket.model,
-                        origin=key.origin,
-                        position=hop.fence.length,
-                        route_number=hop.ticket.route,
-                        route=[here],
-                    )
-                )
-        return mine
-
-    def _relay_notes(self) -> list[str]:
-        notes = []
-        for item in self.engine.conversations:
-            route = item.driver.session.route
-            for hop, following in itertools.pairwise(route):
-                if hop.relayed:
-                    a, b = self.names.of(hop.peer), self.names.of(following.peer)
-                    notes.append(
-                        f"relayed: {a} and {b} don't know each other, so their edge goes through here"
-                    )
-        return list(dict.fromkeys(notes))
 
     async def logs(self, params: api.LogsParams) -> api.LogPage:
         """Of the last lines that were logged, those asked for."""
@@ -222,22 +176,7 @@ class NodeService:
     async def models_list(self) -> list[api.ModelInfo]:
         """The configured models."""
         return [
-            api.ModelInfo(
-                name=name,
-                path=str(model.path),
-                backend=model.section.backend if model.worker is None else model.worker.request.backend,
-                device=model.section.device,
-                dtype=model.section.dtype,
-                n_blocks=model.config.n_blocks,
-                context=model.config.max_positions,
-                local=format_spans(model.loaded_spans()),
-                missing=self.offers.missing(model),
-                verified=self.offers.manifests.whole_digest(name) is not None,
-                template=_template_name(model),
-                tools=_tool_style(model),
-                quant=model.section.quant,
-                digest=_whole_digest(model, self.offers.manifests.whole_digest(name)),
-            )
+            model_info(model, self.offers.missing(model), self.offers.manifests.whole_digest(name))
             for name, model in self.models.items()
         ]
 
@@ -259,37 +198,9 @@ class NodeService:
     async def peers_list(self) -> api.PeerList:
         """Peers and the last refusals."""
         return api.PeerList(
-            peers=[self._peer(peer) for peer in self.network.peers()],
-            refused=[
-                api.Refusal(
-                    id=item.id, addr=item.addr, when=item.when, reason=item.reason, paste=_paste(item.id)
-                )
-                for item in self.network.refusals()
-            ],
+            peers=[peer_info(peer, self.offers, self.names) for peer in self.network.peers()],
+            refused=[refusal(item) for item in self.network.refusals()],
             self_addrs=self.network.listen_addrs(),
-        )
-
-    def _peer(self, peer: PeerState) -> api.PeerInfo:
-        hello = self.offers.heard.get(peer.id)
-        offers = [
-            api.PeerOffer(
-                model=offer.model,
-                spans=",".join(span.span for span in offer.spans),
-                numerics="; ".join(dict.fromkeys(span.numerics for span in offer.spans)),
-                figures=figures(self.offers.said(peer.id, offer.model)),
-            )
-            for offer in (hello.offers if hello is not None else ())
-            if offer.spans
-        ]
-        return api.PeerInfo(
-            id=peer.id,
-            name=self.names.of(peer.id),
-            state=peer.state,
-            addrs=list(peer.addrs),
-            rtt_ms=peer.rtt_ms,
-            offers=offers,
-            detail=peer.detail,
-            trips=trips_of(peer.id, self.offers, self.names),
         )
 
     async def peers_connect(self, params: api.ConnectParams) -> api.PeerInfo:
@@ -299,7 +210,9 @@ class NodeService:
         for peer in self.network.peers():
             if peer.id == peer_id:
                 detail = "it was connected already; this address was not tried" if peer_id in before else ""
-                return msgspec.structs.replace(self._peer(peer), detail=detail or peer.detail)
+                return msgspec.structs.replace(
+                    peer_info(peer, self.offers, self.names), detail=detail or peer.detail
+                )
         raise NotFound(f"{peer_id} was connected and is gone again; see: dgnctl peers")
 
     async def peers_disconnect(self, params: api.PeerParams) -> api.Done:
@@ -368,60 +281,3 @@ class NodeService:
         cleared = self.engine.clear(params.session)
         busy = sum(item.busy for item in self.engine.conversations) if params.session is None else 0
         return api.CacheClearResult(cleared=cleared, busy=busy)
-
-
-def _workers(model: LocalModel) -> Iterator[tuple[WorkerHandle, str]]:
-    """The workers of a model, and what each is to have loaded."""
-    if model.worker is not None:
-        yield model.worker, format_spans(model.spans)
-    for filling in model.fillings:
-        yield filling.worker, ",".join(filling.worker.request.spans)
-
-
-def _worker(worker: WorkerHandle, spans: str) -> api.WorkerStatus:
-    return api.WorkerStatus(
-        model=worker.model,
-        spans=spans,
-        pid=worker.pid,
-        state=worker.state,
-        backend=worker.request.backend,
-        weights_bytes=worker.weights_bytes,
-        kv_bytes=worker.stats.kv_bytes,
-        kv_budget_bytes=worker.stats.kv_budget,
-        detail=worker.detail,
-    )
-
-
-def _whole_digest(model: LocalModel, weights: str | None) -> str:
-    """Equal where the same token ids lead to the same next ones."""
-    if weights is None:
-        return ""
-    tokenizer = "" if model.manifest is None else model.manifest.tokenizer_digest or ""
-    return hashlib.blake2b(f"{weights} {tokenizer}".encode(), digest_size=16).hexdigest()
-
-
-def _template_name(model: LocalModel) -> str:
-    """The chat template in use; empty on a node that has no tokenizer, which only an origin needs."""
-    try:
-        return model.text.template_name
-    except ModelError:
-        return ""
-
-
-def _tool_style(model: LocalModel) -> str:
-    try:
-        return model.text.tool_style or ""
-    except ModelError:
-        return ""
-
-
-def _waiting(waits: Waits | None) -> api.WaitStatus | None:
-    if waits is None:
-        return None
-    left_s = max(waits.deadline - trio.current_time(), 0.0)
-    return api.WaitStatus(str(waits.error.data.get("missing", "")), waits.error.message, round(left_s, 1))
-
-
-def _paste(peer_id: str) -> str:
-    """The lines that would let a peer in."""
-    return f'[peers.NAME]\nid = "{peer_id}"'
