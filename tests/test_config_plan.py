@@ -25,6 +25,7 @@ from dgn_backends.weights import whole_model
 from dgnd.config import load_config
 from dgnd.errors import ConfigError, ModelError
 from dgnd.main import main
+from dgnd.upkeep.ledger import PROGRAM_BYTES
 from dgnd.upkeep.plan import format_plan, make_plan
 from dgnd.words import format_bytes
 
@@ -183,6 +184,22 @@ def test_check_prints_the_plan(
     assert out.startswith(f"tiny: 3 blocks, in {model}\n")
     assert "  self   embed,0: 3.3 KiB of weights\n" in out
     assert "warning: no row of this file serves 1,head" in out
+    assert re.search(r"^  this node needs [\d.]+ KiB, [\d.]+ [MG]iB free$", out, re.MULTILINE)
+
+
+def test_check_says_what_does_not_fit_and_what_would(
+    tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_config(tmp_path, ("self", "embed,0-2,head"))
+    kv = 3 * 256 * 2 * 4 * 4
+    whole = 3 * BLOCK_BYTES + 2 * EMBED_BYTES + 4 * HIDDEN + kv
+    free = whole - BLOCK_BYTES
+    budget = (free + 2 * PROGRAM_BYTES) * 16 // 15
+    path.write_text(f'{path.read_text()}[limits]\nmemory = "{budget}B"\n')
+    code, out, err = dgnd(capsys, monkeypatch, "check", "--config", str(path))
+    assert (code, err) == (0, "")
+    numbers = f"needs {format_bytes(whole)}, {format_bytes(free)} free"
+    assert f"  warning: this node {numbers}: embed,0-1 fit\n" in out
 
 
 def auto_config(tmp_path: Path, row: str, quant: str = "") -> Path:

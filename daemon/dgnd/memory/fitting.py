@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, format_units, span_of_units
 from dgnd.words import format_bytes
 
 #: What is offered instead, the better one first.
 SMALLER = ("int8", "int4")
+
+#: Of a session that is to find room beside the weights, at least; as many as KV is counted in.
+LEAST_POSITIONS = 256
 
 #: Bytes that one span takes as stored with a `quant`.
 Needs = Callable[[Span, str], int]
@@ -32,6 +36,12 @@ def refusal(spans: Sequence[Span], quant: str, n_blocks: int, free: int, needs: 
         "",
     )  # fmt: skip
     return f"needs {format_bytes(whole)}, {format_bytes(max(free, 0))} free: {fits}{smaller}"
+
+
+def least_kv(config: ModelConfig, span: Span) -> int:
+    """Bytes of KV of one short session through `span`, in f32."""
+    block = config.block
+    return LEAST_POSITIONS * 2 * block.n_kv_heads * block.head_dim * 4 * (span.stop - span.start)
 
 
 def _all(spans: Sequence[Span], quant: str, whole: int, needs: Needs) -> Iterable[tuple[str, int]]:

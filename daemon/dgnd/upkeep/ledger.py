@@ -203,8 +203,14 @@ class Ledger:
 
 def room_at_start(amount: Amount) -> int:
     """As `room_for_weights` will be once a node with the budget `amount` runs, of which there is none yet."""
+    return int(WEIGHTS_SHARE * free_at_start(amount))
+
+
+def free_at_start(amount: Amount) -> int:
+    """What such a node has for the weights and sessions of a worker, about: dgnd and the worker themselves
+    are not measured yet."""
     budget = min(amount.of(allowed().total), available_bytes())
-    return max(int(WEIGHTS_SHARE * (budget - budget // _JOURNALS_SHARE - 2 * PROGRAM_BYTES)), 0)
+    return max(budget - budget // _JOURNALS_SHARE - 2 * PROGRAM_BYTES, 0)
 
 
 def _wanted(worker: WorkerHandle) -> float:

@@ -22,14 +22,17 @@ from dgnd.config import LoadedConfig
 from dgnd.config.amount import parse_amount
 from dgnd.config.check import SELF
 from dgnd.errors import ConfigError
+from dgnd.memory.fitting import least_kv, refusal
 from dgnd.models.blocksmap import AutoRow, BlocksMap
 from dgnd.models.generation_config import model_sampling
 from dgnd.models.local import model_path
 from dgnd.models.sizes import Sizes, read_sizes
 from dgnd.text.assets import TextAssets
-from dgnd.upkeep.ledger import WEIGHTS_SHARE, room_at_start
+from dgnd.upkeep.ledger import PROGRAM_BYTES, WEIGHTS_SHARE, free_at_start, room_at_start
 from dgnd.words import format_bytes
 
+#: Devices whose memory is the machine's, where no GPU is found.
+_MACHINE = ("auto", "cpu")
 #: Files beside the weights, as far as a model has them.
 SMALL_FILES = (
     "config.json",
@@ -76,6 +79,9 @@ class ModelPlan:
     missing: str
     absent: tuple[str, ...]
     auto: AutoPlan | None  #: where this node chooses itself
+    needs: int  #: bytes of its own spans and of one session through them, in memory
+    free: int  #: for these, as it is now, beside what comes before it in the file
+    lacks: str  #: why they do not fit into that, with what would; empty where they do
     speechless: bool  #: without a tokenizer here, which only a node that answers prompts needs
 
 
@@ -95,9 +101,12 @@ def make_plan(loaded: LoadedConfig) -> tuple[ModelPlan, ...]:
         configs[name] = read_config(paths[name])
     counts = {name: config.n_blocks for name, config in configs.items()}
     blocks = BlocksMap.build(loaded.config, counts, loaded.error_at)
-    return tuple(
-        _plan_model(loaded, name, paths[name], configs[name], blocks) for name in loaded.config.models
-    )
+    free, plans = free_at_start(parse_amount(loaded.config.limits.memory)), []
+    for name in loaded.config.models:
+        plan = _plan_model(loaded, name, paths[name], configs[name], blocks, free)
+        free = max(free - plan.needs - PROGRAM_BYTES, 0) if plan.needs else free
+        plans.append(plan)
+    return tuple(plans)
 
 
 def check_auto(loaded: LoadedConfig, row: AutoRow, name: str, path: Path, config: ModelConfig) -> Sizes:
@@ -122,7 +131,7 @@ def _plan_auto(row: AutoRow, sizes: Sizes, config: ModelConfig, memory: str) -> 
 
 
 def _plan_model(
-    loaded: LoadedConfig, name: str, path: Path, config: ModelConfig, blocks: BlocksMap
+    loaded: LoadedConfig, name: str, path: Path, config: ModelConfig, blocks: BlocksMap, free: int
 ) -> ModelPlan:
     section, row = loaded.config.models[name], blocks.auto.get(name)
     quant = section.quant
@@ -143,6 +152,11 @@ def _plan_model(
     if not speechless:
         TextAssets.load(path, section.chat_template, config.eos_token_ids)
     model_sampling(path)
+    own_spans = [] if section.device not in _MACHINE else list(blocks.own_spans(name))
+
+    def needs(span: Span, quant: str) -> int:
+        return loaded_bytes(quant, config, [span]) + least_kv(config, span)
+
     return ModelPlan(
         name=name,
         path=path,
@@ -156,6 +170,9 @@ def _plan_model(
         if row is None or sizes is None
         else _plan_auto(row, sizes, config, loaded.config.limits.memory),
         speechless=speechless,
+        needs=sum(needs(span, quant) for span in own_spans),
+        free=free,
+        lacks=refusal(own_spans, quant, config.n_blocks, free, needs) if own_spans else "",
     )
 
 
@@ -191,6 +208,10 @@ def format_plan(plans: tuple[ModelPlan, ...]) -> str:
             weights = format_bytes(node.weights_bytes)
             lines.append(f"  {node.node:{width}}  {spans}: {weights} of weights{quantised}")
             lines.extend(f"  {'':{width}}    {file}" for file in node.files)
+        if plan.lacks:
+            lines.append(f"  warning: this node {plan.lacks}")
+        elif plan.needs:
+            lines.append(f"  this node needs {format_bytes(plan.needs)}, {format_bytes(plan.free)} free")
         lines.append(f"  every node of this model also needs {' '.join(plan.small_files)}")
         if plan.speechless:
             lines.append(

@@ -29,14 +29,12 @@ from dgn_backends.quant_plan import loaded_bytes
 from dgn_backends.registry import label_of, load_backend
 from dgn_backends.span import Span, parse_spans
 from dgn_backends.tensor import DType, Tensor, tensor_bytes
-from dgnd.memory.fitting import refusal
+from dgnd.memory.fitting import least_kv, refusal
 from dgnd.memory.system_memory import private_bytes
 from dgnd.wire.messages import LoadSpans
 
 _RUNNER_DTYPES = set(get_args(DType)) - {"i32"}
 _MOST = 2**63 - 1
-#: Of a session that is to find room, at least; as many as KV is counted in.
-LEAST_POSITIONS = 256
 
 
 class Plugin:
@@ -93,8 +91,6 @@ class Plugin:
         self, backend: Backend, request: LoadSpans, config: ModelConfig, spans: Sequence[Span]
     ) -> None:
         """With room for one session at least. Raises LimitError with the numbers."""
-        block = config.block
-        kv = LEAST_POSITIONS * 2 * block.n_kv_heads * block.head_dim * 4  # of one block, in f32
 
         def needs(span: Span, quant: str) -> int:
             load = replace(_load_request(request, config, span), quant=cast(Quant, quant))
@@ -102,7 +98,7 @@ class Plugin:
                 weights = loaded_bytes(quant, config, [span])
             else:
                 weights = _count("loaded_bytes()", backend.loaded_bytes(load))
-            return weights + kv * (span.stop - span.start)
+            return weights + least_kv(config, span)
 
         free = request.memory_bytes - private_bytes()
         with self.call():
