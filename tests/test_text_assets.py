@@ -10,7 +10,7 @@ from text_models import LLAMA_SPECIALS, byte_level, sentencepiece, trained_model
 from tokenizers import Tokenizer
 
 from dgnd.control.api import ChatMessage
-from dgnd.errors import BadRequest, ModelError
+from dgnd.errors import BadRequest, ContextExceeded, ModelError
 from dgnd.text.assets import TextAssets
 from dgnd.text.special_text import SpecialAliases
 from dgnd.text.tokenizer import MAX_PROMPT_BYTES
@@ -119,6 +119,22 @@ def test_the_longest_text_is_tokenised_in_bounded_time(tmp_path: Path) -> None:
         assets = TextAssets.load(write_model(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>"))
         for text in ("a" * (MAX_PROMPT_BYTES // 4), "the quick <s> fox " * (MAX_PROMPT_BYTES // 80)):
             assert len(assets.encode_raw(text)) > 1000
+
+
+def test_of_a_text_far_beyond_the_context_not_all_tokens_are_made(tmp_path: Path) -> None:
+    """The library takes 300 bytes for each character: 4 MiB would be more than a gigabyte."""
+    for tokenizer in (byte_level(LLAMA_SPECIALS), sentencepiece("llama2")):
+        write_model(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>")
+        short, free = TextAssets.load(tmp_path, context=512), TextAssets.load(tmp_path)
+        for text in ("x y " * (MAX_PROMPT_BYTES // 4), "the <s> fox " * (MAX_PROMPT_BYTES // 12)):
+            for encode in (short.encode_raw, lambda text: short.encode_chat([ChatMessage("user", text)])):
+                with pytest.raises(ContextExceeded, match=r"more than \d{4,7} tokens.* context is 512"):
+                    encode(text)
+        with pytest.raises(ContextExceeded, match="513 messages"):
+            short.encode_chat([ChatMessage("user", "x")] * 513)
+        text = "the quick fox " * 20_000
+        enough = TextAssets.load(tmp_path, context=len(free.encode_raw(text)))
+        assert enough.encode_raw(text) == free.encode_raw(text)
 
 
 @pytest.mark.parametrize("name", ["babyllama-105", "llama2xs"])

@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from dgnd.errors import ModelError
+from dgnd.errors import LimitError, ModelError
 from dgnd.text import jinja_allowance
 from dgnd.text.jinja_allowance import MAX_TEXT
 from dgnd.text.jinja_sandbox import MAX_TEMPLATE, ChatTemplate
@@ -161,6 +161,12 @@ def test_a_long_conversation_is_within_bounds() -> None:
     )
     messages = [{"role": "user", "content": "word " * 300}] * 2500
     assert len(template.render(messages, {})) > 3_500_000
+
+
+def test_far_too_many_messages_are_not_the_templates_fault() -> None:
+    template = ChatTemplate("{% for m in messages %}{{ m.role | trim + m.content | trim }}{% endfor %}", "x")
+    with pytest.raises(LimitError, match="300000 messages are too much"):
+        template.render([{"role": "user", "content": "x"}] * 300_000, {})
 
 
 def test_sources_that_cannot_be_compiled_are_refused() -> None:

@@ -83,7 +83,10 @@ class LocalModel:
         if self._text is None:
             try:
                 self._refuse_other_text()
-                self._text = TextAssets.load(self.path, self.section.chat_template, self.config.eos_token_ids)
+                config = self.config
+                self._text = TextAssets.load(
+                    self.path, self.section.chat_template, config.eos_token_ids, config.max_positions
+                )
             except ModelError as error:
                 self._text_problem = error.message
                 raise

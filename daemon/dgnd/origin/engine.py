@@ -31,6 +31,9 @@ from dgnd.sessions.recovery import Filler
 from dgnd.sessions.session import OriginSession
 from dgnd.wire.messages import Frame, HopKey
 
+#: Prompts that are turned into token ids at once; others wait. A long one takes seconds, and memory.
+_READING = trio.CapacityLimiter(4)
+
 
 @dataclass(slots=True)
 class EngineSettings:
@@ -161,7 +164,9 @@ class Engine:
         model = conversation.model
         sampling = requested_sampling(params, model.sampling)
         # In a thread: a template or a tokenizer may take seconds, and the daemon must go on answering.
-        prompt = await trio.to_thread.run_sync(conversation.prompt_ids, params, abandon_on_cancel=True)
+        prompt = await trio.to_thread.run_sync(
+            conversation.prompt_ids, params, abandon_on_cancel=True, limiter=_READING
+        )
         context = model.config.max_positions
         if len(prompt) > context:
             raise ContextExceeded(

@@ -80,17 +80,24 @@ class TextAssets:
 
     @classmethod
     def load(
-        cls, model_dir: Path, chat_template: str = "auto", eos_token_ids: tuple[int, ...] = ()
+        cls,
+        model_dir: Path,
+        chat_template: str = "auto",
+        eos_token_ids: tuple[int, ...] = (),
+        context: int | None = None,
     ) -> TextAssets:
         """Reads the directory; takes up to seconds for a large vocabulary.
 
         chat_template: "auto", or the name of a built-in template, which then wins over the model's own.
-        eos_token_ids: further ids that end an answer. ModelError names the file that can't be used;
+        eos_token_ids: further ids that end an answer. context: ids that the model takes; a much longer text is
+        refused with ContextExceeded before all of its ids are made. ModelError names the file that can't be used;
         ConfigError an unknown name.
         """
         templates.check_name(chat_template)
         config = read_text_config(model_dir)
-        return cls(Tokenizer.load(model_dir / "tokenizer.json"), config, chat_template, eos_token_ids)
+        return cls(
+            Tokenizer.load(model_dir / "tokenizer.json", context), config, chat_template, eos_token_ids
+        )
 
     def forms(self, vocab: int) -> Forms:
         """Forms of answers of a model with so many token ids; made once, which takes up to a second.

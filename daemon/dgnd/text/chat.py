@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dgnd.control.api import ChatMessage
-from dgnd.errors import BadRequest
+from dgnd.errors import BadRequest, ContextExceeded
 from dgnd.text.jinja_sandbox import ChatTemplate, TemplateRefused
 from dgnd.text.nested import as_templates_have_it, changed, texts_in
 from dgnd.text.special_text import Placeholders, token_pattern
@@ -46,6 +46,13 @@ class ChatEncoder:
         """Ids of the conversation and of the prompt for an answer; `tools`: that the model may call."""
         if not messages:
             raise BadRequest("there are no messages")
+        most = self._tokenizer.most
+        if most is not None and len(messages) > most:  # each has a token at least
+            raise ContextExceeded(
+                f"the conversation has {len(messages)} messages, the model's context {most} tokens; "
+                "shorten it, or begin a new one",
+                context=most,
+            )
         roles = [message.role for message in messages]
         contents = [message.content for message in messages]
         more = [as_templates_have_it(message) for message in messages]

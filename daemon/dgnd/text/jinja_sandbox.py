@@ -18,11 +18,13 @@ import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
 
-from dgnd.errors import BadRequest, ModelError
+from dgnd.errors import BadRequest, LimitError, ModelError
 from dgnd.text.jinja_allowance import MAX_TEXT, TemplateLimit, with_allowance
 from dgnd.text.jinja_bounds import BoundedEnvironment
 
 MAX_TEMPLATE = 1 << 20  #: characters of a template's source
+#: Messages beyond which a template may run into its bounds without being at fault.
+LONG_CONVERSATION = 1000
 
 
 class TemplateRefused(BadRequest):
@@ -67,12 +69,19 @@ class ChatTemplate:
         """The conversation as text, with the prompt for an answer.
 
         TemplateRefused when the template refuses the messages; ModelError, in one line, for a faulty template
-        or one that goes beyond its bounds.
+        or one that goes beyond its bounds; LimitError where that is because there are very many messages.
         """
         try:
             return with_allowance(lambda: self._pieces(messages, variables, tools))
         except TemplateRefused:
             raise
+        except TemplateLimit as error:
+            if len(messages) > LONG_CONVERSATION:  # not the template is at fault
+                raise LimitError(
+                    f"{len(messages)} messages are too much for the model's chat template: {error}; "
+                    "shorten the conversation, or begin a new one"
+                ) from None
+            raise self._fault(error) from None
         except Exception as error:  # noqa: BLE001  a stranger's template can raise anything, also from Python's core
             raise self._fault(error) from None
 

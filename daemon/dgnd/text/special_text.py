@@ -18,12 +18,14 @@ from typing import Any
 
 import tokenizers
 
-from dgnd.errors import BadRequest
+from dgnd.errors import BadRequest, ContextExceeded
 
 _PRIVATE_FIRST, _PRIVATE_LAST = 0x100000, 0x10FFFD  # plane 16, for private use
 #: Tails of secret names come from plane 15: so no placeholder, from plane 16, is ever found inside a name.
 _TAIL_FIRST, _TAIL_CHARS = 0xF0000, 0xFFFE
 _NAME_LENGTH = 6
+_WHOLE_CHARS = 1 << 16  #: texts up to this length are encoded at once
+_SEAM = 64  #: tokens at the end of a text's beginning that may be others in the whole text
 
 
 def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
@@ -32,10 +34,30 @@ def token_pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
-def encode_fast(tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    """The ids alone, without the places in the text: several times faster than `encode`."""
-    ids: list[int] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-    return ids
+def encode_fast(
+    tokenizer: tokenizers.Tokenizer, text: str, add_special_tokens: bool, most: int | None = None
+) -> list[int]:
+    """The ids alone, without the places in the text: several times faster than `encode`.
+
+    Raises ContextExceeded for a long text once its beginning alone has more than `most`: the library takes up
+    to 300 bytes for each character of what it is given.
+    """
+
+    def ids_of(part: str) -> list[int]:
+        ids: list[int] = tokenizer.encode_batch_fast([part], add_special_tokens=add_special_tokens)[0].ids
+        return ids
+
+    size = len(text) if most is None else max(_WHOLE_CHARS, 4 * most)
+    while most is not None and size < len(text):
+        sure = len(ids_of(text[:size])) - _SEAM
+        if sure > most:
+            raise ContextExceeded(
+                f"the prompt has more than {sure} tokens, the model's context is {most}; "
+                "shorten it, or begin a new conversation",
+                context=most,
+            )
+        size *= 2
+    return ids_of(text)
 
 
 class Placeholders:
@@ -73,7 +95,8 @@ class Placeholders:
 class SpecialAliases:
     """The twin tokenizer and its secret names."""
 
-    def __init__(self, description: str, added: Mapping[int, str]) -> None:
+    def __init__(self, description: str, added: Mapping[int, str], most: int | None = None) -> None:
+        self._most = most
         self._name: dict[str, str] = {}
         first_chars = iter(range(_PRIVATE_LAST - len(added), _PRIVATE_LAST + 1))
         for content in added.values():
@@ -106,7 +129,7 @@ class SpecialAliases:
             pieces = places.split(named)
             texts = [self._secret.sub("\ufffd", meaning[place]) for place in places.findall(named)]
             named = pieces[0] + "".join(text + piece for text, piece in zip(texts, pieces[1:], strict=True))
-        return encode_fast(self._twin, named, add_special_tokens)
+        return encode_fast(self._twin, named, add_special_tokens, self._most)
 
 
 def _rename(description: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

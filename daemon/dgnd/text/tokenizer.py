@@ -35,14 +35,17 @@ def check_text(text: str, limit: int = MAX_PROMPT_BYTES) -> None:
 
 
 class Tokenizer:
-    """Text to ids and ids to token strings."""
+    """Text to ids and ids to token strings. `most`: of a text that has more ids, not all are made."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, decoder: dict[str, Any] | None) -> None:
+    def __init__(
+        self, inner: tokenizers.Tokenizer, decoder: dict[str, Any] | None, most: int | None = None
+    ) -> None:
         # a batch of one gains nothing from threads, and the library warns in every child once it used them
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self.most = most
         self._aliases: SpecialAliases | None = None
         self.decoder = decoder  #: the decoder's description as in tokenizer.json
         added = inner.get_added_tokens_decoder()
@@ -52,7 +55,7 @@ class Tokenizer:
         self.vocab_size = max(vocab.values(), default=-1) + 1  #: one more than the largest id
 
     @classmethod
-    def load(cls, path: Path) -> Tokenizer:
+    def load(cls, path: Path, most: int | None = None) -> Tokenizer:
         """Reads `tokenizer.json`; ModelError in one line when it is absent or broken."""
         text = read_text(path, MAX_TOKENIZER_BYTES)
         description = parse_object(path, text)
@@ -60,7 +63,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # noqa: BLE001  the library raises bare Exception for every fault of the file
             raise ModelError(f"{path}: not a tokenizer: {str(error).splitlines()[0]}") from None
-        found = cls(inner, description.get("decoder"))
+        found = cls(inner, description.get("decoder"), most)
         if found.vocab_size == 0:
             raise ModelError(f"{path}: the vocabulary is empty")
         return found
@@ -89,8 +92,11 @@ class Tokenizer:
         return found
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Ids of text that may name special tokens. `add_special_tokens`: those around a text."""
-        return encode_fast(self._inner, text, add_special_tokens)
+        """Ids of text that may name special tokens. `add_special_tokens`: those around a text.
+
+        Raises ContextExceeded for a long text that has more than `most`.
+        """
+        return encode_fast(self._inner, text, add_special_tokens, self.most)
 
     def decode_tokens(self, tokens: Sequence[str]) -> str:
         """The library's own decoding of token strings."""
@@ -112,5 +118,5 @@ class Tokenizer:
     def aliases(self) -> SpecialAliases:
         """The twin in which special tokens go by secret names; made when first needed."""
         if self._aliases is None:
-            self._aliases = SpecialAliases(self._inner.to_str(), self.added)
+            self._aliases = SpecialAliases(self._inner.to_str(), self.added, self.most)
         return self._aliases
