@@ -127,14 +127,27 @@ def test_of_a_text_far_beyond_the_context_not_all_tokens_are_made(tmp_path: Path
         write_model(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>")
         short, free = TextAssets.load(tmp_path, context=512), TextAssets.load(tmp_path)
         for text in ("x y " * (MAX_PROMPT_BYTES // 4), "the <s> fox " * (MAX_PROMPT_BYTES // 12)):
-            for encode in (short.encode_raw, lambda text: short.encode_chat([ChatMessage("user", text)])):
-                with pytest.raises(ContextExceeded, match=r"more than \d{4,7} tokens.* context is 512"):
-                    encode(text)
+            with pytest.raises(ContextExceeded, match=r"more than \d{4,7} tokens.* context is 512"):
+                short.encode_raw(text)
+            with pytest.raises(ContextExceeded, match=r"more than \d{4,7} tokens.* context is 512"):
+                short.encode_chat([ChatMessage("user", text)])
         with pytest.raises(ContextExceeded, match="513 messages"):
             short.encode_chat([ChatMessage("user", "x")] * 513)
         text = "the quick fox " * 20_000
         enough = TextAssets.load(tmp_path, context=len(free.encode_raw(text)))
         assert enough.encode_raw(text) == free.encode_raw(text)
+
+
+def test_what_goes_on_with_a_text_keeps_the_space_before_its_first_word(tmp_path: Path) -> None:
+    for tokenizer in (byte_level(LLAMA_SPECIALS), sentencepiece("llama2"), sentencepiece("mistral")):
+        assets = TextAssets.load(write_model(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>"))
+        prompt, both = assets.encode_raw("the quick"), assets.encode_raw("the quick fox")
+        assert both[: len(prompt)] == prompt
+        answer = both[len(prompt) :]
+        going_on = assets.detokenizer(after=prompt)
+        assert "".join([*map(going_on.push, answer), going_on.finish()]) == " fox"
+        begun = assets.detokenizer(after=[0])  # BOS alone is no text
+        assert "".join([*map(begun.push, answer), begun.finish()]) == assets.decode(answer)
 
 
 @pytest.mark.parametrize("name", ["babyllama-105", "llama2xs"])

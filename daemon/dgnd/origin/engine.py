@@ -180,7 +180,8 @@ class Engine:
         chat = params.token_ids is None and not params.raw
         stop = [*params.stop, *(model.text.stop_texts if chat else ())]
         form = await self._form(model, params)
-        answer = Answer(model.text, stop, params.stop_ids, limit, marks=bool(params.tools))
+        after = () if chat else prompt
+        answer = Answer(model.text, stop, params.stop_ids, limit, bool(params.tools), after)
         generation = self.conversations.new_id() if params.session else conversation.driver.session.id
         return Turn(generation, prompt, sampling, answer, form)
 

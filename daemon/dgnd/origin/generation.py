@@ -52,14 +52,15 @@ class Answer:
         stop_ids: Sequence[Sequence[int]],
         limit: int,
         marks: bool = False,
+        after: Sequence[int] = (),
     ) -> None:
-        """`marks`: those of tools' calls are text."""
+        """`marks`: those of tools' calls are text. `after`: ids of the text that it goes on with."""
         self.token_ids: list[int] = []
         self.finish_reason: api.FinishReason | None = None
         self.exactness = Exactness()
         self.logprobs: list[api.TokenLogprobs] = []
         self._text = text
-        self._detokenizer = text.detokenizer(marks=marks)
+        self._detokenizer = text.detokenizer(marks=marks, after=after)
         self._stops = StopMatcher(stop, stop_ids, text.eos_token_ids)
         self._limit = limit
         self._shown: list[str] = []

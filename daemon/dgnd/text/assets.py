@@ -89,9 +89,9 @@ class TextAssets:
         """Reads the directory; takes up to seconds for a large vocabulary.
 
         chat_template: "auto", or the name of a built-in template, which then wins over the model's own.
-        eos_token_ids: further ids that end an answer. context: ids that the model takes; a much longer text is
-        refused with ContextExceeded before all of its ids are made. ModelError names the file that can't be used;
-        ConfigError an unknown name.
+        eos_token_ids: further ids that end an answer. context: ids that the model takes; a much longer text
+        is refused with ContextExceeded before all of its ids are made. ModelError names the file that can't
+        be used; ConfigError an unknown name.
         """
         templates.check_name(chat_template)
         config = read_text_config(model_dir)
@@ -164,10 +164,17 @@ class TextAssets:
         detokenizer = self._detokenizer(frozenset(), whole=False)
         return detokenizer.push(token_id) + detokenizer.finish()
 
-    def detokenizer(self, skip_special: bool = True, *, marks: bool = False) -> Detokenizer:
-        """For one answer; its pieces concatenate to `decode`. `marks`: those of tools' calls are shown."""
-        skipped = self._tokenizer.special_ids if skip_special else frozenset()
-        return self._detokenizer(skipped - self._mark_ids if marks else skipped, whole=True)
+    def detokenizer(
+        self, skip_special: bool = True, *, marks: bool = False, after: Iterable[int] = ()
+    ) -> Detokenizer:
+        """For one answer; its pieces concatenate to `decode`. `marks`: those of tools' calls are shown.
+
+        after: ids that it goes on with. Where they have a text, a space before its first word stays.
+        """
+        special = self._tokenizer.special_ids
+        skipped = special if skip_special else frozenset()
+        whole = all(token_id in special for token_id in after)
+        return self._detokenizer(skipped - self._mark_ids if marks else skipped, whole)
 
     def _detokenizer(self, skipped: frozenset[int], whole: bool) -> Detokenizer:
         stages = make_stages(self._tokenizer.decoder, self._tokenizer.decode_tokens, whole)
