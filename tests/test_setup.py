@@ -12,7 +12,7 @@ import pexpect
 import pytest
 
 from dgn_backends.testing_models import make_tiny_llama
-from dgnctl.setup_file import is_peer_id, multiaddress, table_name
+from dgnctl.setup_file import is_host, is_name, is_peer_id, multiaddress, span_problem, table_name
 from dgnd.config import load_config
 from dgnd.config.schema import BlocksRow
 
@@ -73,17 +73,22 @@ def test_two_pcs_and_answers_that_are_wrong_at_first(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "My Model")
     peer = "12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp"
     talk = [
-        ("Name of this PC", "desk"),
+        ("Name of this PC", "the desk"),
+        ("without blanks and slashes", "desk"),
         ("Directory of the model", str(tmp_path / "nowhere")),
         ("No such file or directory; name a directory that holds a model", ENTER + str(model)),
         ("in 8 bits?", YES),
         ("Do other PCs take part?", YES),
-        ("What does this PC serve", "embed, 0-1, head"),
+        ("What does this PC serve", "attic"),
+        ("'attic' is no block", "embed,0-4"),
+        ("0-4: the blocks are 0 to 3", "embed, 0-1, head"),
         ("Name one of the other PCs?", YES),
-        ("Its name", "Attic 2"),
+        ("Its name", "self"),
+        ("can be called 'self'", "Attic 2"),
         ("Its peer id", "12D3"),
         ("that is no peer id", peer),
-        ("Its address", "192.168.1.20"),
+        ("Its address", "192.168.1.300"),
+        ("'192.168.1.300' is none of these", "192.168.1.20"),
         ("What does it serve", "2-3"),
         ("Name another PC?", NO),
         ("over HTTP", NO),
@@ -106,8 +111,9 @@ def test_two_pcs_and_answers_that_are_wrong_at_first(tmp_path: Path) -> None:
 
 def test_what_dgnd_would_not_take_is_said_at_once(tmp_path: Path) -> None:
     path, where = places(tmp_path)
-    talk = [("Name of this PC", ENTER), ("Directory of the model", ENTER), ("Do other PCs take part?", YES)]
-    talk += [("What does this PC serve", "0-99"), ("Name one", NO), ("over HTTP", NO)]
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 4}')
+    talk = [("Name of this PC", ENTER), ("Directory of the model", str(tmp_path)), ("in 8 bits?", NO)]
+    talk += [("Do other PCs take part?", NO), ("over HTTP", NO)]
     code, shown = answered(where, talk)
     assert code == 2
     assert f"then: dgnd check --config {path}" in shown
@@ -135,7 +141,46 @@ def test_an_address_from_what_people_call_it(host: str, address: str) -> None:
     assert multiaddress(host) == address
 
 
+@pytest.mark.parametrize(
+    ("host", "good"),
+    [
+        ("10.0.0.2", True),
+        ("10.0.0.300", False),
+        ("fd00::2", True),
+        ("attic", True),
+        ("attic.lan.", True),
+        ("two words", False),
+        ("http://attic", False),
+        ("/ip4/10.0.0.2/tcp/5001", True),
+        ("/dns4/attic/tcp/5001/p2p/12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp", True),
+        ("/etc/hosts", False),
+    ],
+)
+def test_what_an_address_may_be(host: str, good: bool) -> None:
+    assert is_host(host) == good
+
+
+@pytest.mark.parametrize(
+    ("span", "problem"),
+    [
+        ("embed,0-3,head", ""),
+        ("2", ""),
+        ("", "'' is no block"),
+        ("0-4", "0-4: the blocks are 0 to 3"),
+        ("3-1", "3-1: the blocks are 0 to 3"),
+        ("-1", "'-1' is no block"),
+        ("embed;0", "'embed;0' is no block"),
+    ],
+)
+def test_what_a_pc_may_serve(span: str, problem: str) -> None:
+    found = span_problem(span, 4)
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+
+
 def test_names() -> None:
+    assert is_name("désk")
+    assert not any(map(is_name, ["", "a b", "a/b", "a\0", "x" * 65]))
     assert table_name("Llama 3.2 (3B)") == "llama-3-2-3b"
     assert table_name("…") == "model"
     assert is_peer_id("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")

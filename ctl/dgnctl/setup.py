@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Set
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +19,17 @@ from dgnctl.setup_file import (
     DEMO_BLOCKS,
     DEMO_MODEL,
     HTTP_ADDRESS,
+    MAX_NAME,
     PORT,
     Answers,
     PeerAnswer,
     configuration,
     everything,
     introduction,
+    is_host,
+    is_name,
     is_peer_id,
+    span_problem,
     table_name,
 )
 from dgnctl.system.places import Places
@@ -93,7 +98,9 @@ def _has_user(name: str) -> bool:
 
 
 def _ask(state: Path, peer_id: str) -> Answers:
-    name = click.prompt("Name of this PC", default=socket.gethostname().partition(".")[0] or "desk")
+    host = socket.gethostname().partition(".")[0]
+    while not is_name(name := str(click.prompt("Name of this PC", default=host or "desk")).strip()):
+        emit(f"a name has 1 to {MAX_NAME} characters, without blanks and slashes\n")
     model_dir, model, n_blocks = _model()
     quant = "none"
     if model_dir is not None and click.confirm("Store its weights in 8 bits? That is half the memory"):
@@ -106,11 +113,11 @@ def _ask(state: Path, peer_id: str) -> Answers:
         f"{n_blocks // 2}-{n_blocks - 1} there;\n"
         "or 'auto' on all: each serves what others lack most; or 'none'.\n"
     )
-    span = _span("What does this PC serve", "auto")
+    span = _span("What does this PC serve", n_blocks)
     peers: list[PeerAnswer] = []
     emit(f"\nThe peer id of this PC, which the others have to know, is\n{peer_id}\n")
     while click.confirm("\nName another PC?" if peers else "\nName one of the other PCs?", default=not peers):
-        peers.append(_peer())
+        peers.append(_peer({peer.name for peer in peers}, n_blocks))
     return Answers(name, state, model, model_dir, quant, span, peers, _http())
 
 
@@ -136,23 +143,28 @@ def _model() -> tuple[Path | None, str, int]:
             emit(f"{path / 'config.json'}: num_hidden_layers is {found!r}\n")
 
 
-def _span(question: str, default: str) -> str:
-    answer = str(click.prompt(question, default=default)).replace(" ", "")
-    return "" if answer == "none" else answer
+def _span(question: str, n_blocks: int) -> str:
+    while True:
+        answer = str(click.prompt(question, default="auto")).replace(" ", "")
+        if answer in ("auto", "none"):
+            return "" if answer == "none" else answer
+        problem = span_problem(answer, n_blocks)
+        if not problem:
+            return answer
+        emit(f"{problem}\n")
 
 
-def _peer() -> PeerAnswer:
-    name = table_name(click.prompt("Its name"))
+def _peer(taken: Set[str], n_blocks: int) -> PeerAnswer:
+    while (name := table_name(click.prompt("Its name"))) in {"self", *taken} or not is_name(name):
+        emit(f"no PC can be called {name!r} now; choose another name, of at most {MAX_NAME} characters\n")
     while not is_peer_id(peer_id := str(click.prompt("Its peer id (dgnd init prints it there)")).strip()):
         emit("that is no peer id; one begins with 12D3KooW and has 52 letters and digits\n")
-    address = str(
-        click.prompt(
-            f"Its address: an IP address, a name, or /ip4/…/tcp/{PORT} (empty: it connects to this PC)",
-            default="",
-            show_default=False,
-        )
-    ).strip()
-    span = _span("What does it serve (auto: it says that itself)", "auto")
+    question = f"Its address: an IP address, a name, or /ip4/…/tcp/{PORT} (empty: it connects to this PC)"
+    while address := str(click.prompt(question, default="", show_default=False)).strip():
+        if is_host(address):
+            break
+        emit(f"{address!r} is none of these\n")
+    span = _span("What does it serve (auto: it says that itself)", n_blocks)
     return PeerAnswer(name, peer_id, address, "" if span == "auto" else span)
 
 

@@ -13,6 +13,10 @@ DEMO_MODEL = "dgn-demo"
 DEMO_BLOCKS = 8
 PORT = 4001
 HTTP_ADDRESS = "127.0.0.1:11435"
+MAX_NAME = 64
+_HOST = re.compile(r"(?=.{1,253}$)[\w-]+(\.[\w-]+)*\.?")
+_MULTIADDRESS = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/[^/\s]+/tcp/\d{1,5}(/p2p/[1-9A-HJ-NP-Za-km-z]+)?")
+_RANGE = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
 _PEER_ID = re.compile(r"12D3KooW[1-9A-HJ-NP-Za-km-z]{44}")
 
 
@@ -48,6 +52,36 @@ def table_name(text: str) -> str:
 def is_peer_id(text: str) -> bool:
     """Whether it looks like what `dgnd init` prints."""
     return _PEER_ID.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a PC may be called so."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable() and not re.search(r"[\s/]", text)
+
+
+def is_host(text: str) -> bool:
+    """Whether a PC may be reached there: an IP address, a name, or the begin of a multiaddress."""
+    if text.startswith("/"):
+        return _MULTIADDRESS.fullmatch(text) is not None
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return _HOST.fullmatch(text) is not None and not text.rpartition(".")[2].isdigit()
+    return True
+
+
+def span_problem(span: str, n_blocks: int) -> str:
+    """What is wrong with a comma list of blocks of a model that has so many; empty: nothing."""
+    for part in span.split(","):
+        if part in ("embed", "head"):
+            continue
+        found = _RANGE.fullmatch(part)
+        if found is None:
+            return f"{part!r} is no block; write a list such as embed,0-{n_blocks - 1},head, or auto, or none"
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last >= n_blocks or first > last:
+            return f"{part}: the blocks are 0 to {n_blocks - 1}"
+    return ""
 
 
 def multiaddress(host: str) -> str:
