@@ -174,6 +174,8 @@ def test_list_show_rm_export(capfd: pytest.CaptureFixture[str], tmp_path: Path) 
     code, _, err = ctl(capfd, "chats", "rm", "20260101", "nosuch")
     assert (code, "no conversation 'nosuch'" in err) == (2, True)
     assert len(store.ids()) == 3  # none went before all were found
+    os.mkfifo(store.path("20260104-000000-0000"))  # no conversation, and nothing to wait for
+    assert len(store.ids()) == 3
     assert "is the begin of 3" in ctl(capfd, "chats", "show", "2026")[2]
     assert ctl(capfd, "chats", "rm", "20260101", "20260103")[0] == 0
     assert store.ids() == ["20260102-000000-0000"]

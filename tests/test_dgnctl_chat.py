@@ -303,6 +303,7 @@ def test_a_daemon_that_was_restarted_is_said(tmp_path: Path, monkeypatch: pytest
     path = tmp_path / "s.sock"
     monkeypatch.setenv("DGN_SOCKET", str(path))
     monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     person = Person()
     person.child.expect_exact("no dgnd is running")
     person.child.expect(pexpect.EOF)

@@ -59,7 +59,8 @@ class ChatStore:
     def ids(self) -> list[str]:
         """All, the oldest first."""
         try:
-            names = sorted(path.stem for path in self.directory.iterdir() if path.suffix == ".json")
+            found = (path for path in self.directory.iterdir() if path.suffix == ".json")
+            names = sorted(path.stem for path in found if path.is_file())  # a pipe would be waited for
         except FileNotFoundError:
             return []
         except OSError as error:

@@ -11,7 +11,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -99,10 +99,17 @@ class FullTerminal:
 
 
 class History(FileHistory):
-    """What was typed, in a file; where that can't be written, the chat goes on."""
+    """What was typed, in a file; where that can't be used, the chat goes on."""
 
     _problem = ""
     _failed = False
+
+    def load_history_strings(self) -> Iterable[str]:
+        """What is in the file, the newest first; nothing where it can't be read."""
+        try:
+            return list(super().load_history_strings())
+        except OSError:
+            return []
 
     def store_string(self, string: str) -> None:
         """Adds it to the file."""
