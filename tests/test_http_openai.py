@@ -18,6 +18,7 @@ from http_kit import DEMO, HttpNode, http_node
 from user_kit import ANSWER, chat_ids, readable_model, scripted_model
 
 SAYS = [{"role": "user", "content": "hello"}]
+EMPTY_PART = [{"type": "text"}]
 PICTURE = [{"type": "image_url"}]
 QUESTION = [{"role": "user", "content": "What is dgn?"}]
 
@@ -197,6 +198,7 @@ def test_a_conversation_with_parts_and_a_developer(http: HttpNode, client: opena
         ({"stop": [""]}, "length >= 1", "stop[0]"),
         ({"messages": []}, "length >= 1", "messages"),
         ({"messages": [{"role": "user", "content": PICTURE}]}, "only text", "messages[0].content"),
+        ({"messages": [{"role": "user", "content": EMPTY_PART}]}, "needs its text", "messages[0].content"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "Invalid enum", "messages[0].role"),
         ({"top_logprobs": 2}, "it needs logprobs", "top_logprobs"),
         ({"logit_bias": {"5": 1}}, "not supported", "logit_bias"),
@@ -210,6 +212,20 @@ def test_what_cannot_be_done_is_refused_by_name(
         client.chat.completions.create(**{"model": "scripted", "messages": SAYS, **wrong})
     body: Any = caught.value.body
     assert (body["param"], body["type"]) == (param, "invalid_request_error")
+
+
+def test_an_error_does_not_repeat_whatever_was_asked_for(client: openai.OpenAI) -> None:
+    said: Any = SAYS
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="x" * 1_000_000, messages=said)
+    assert len(caught.value.response.content) < 5000
+
+
+def test_far_too_many_messages_are_no_fault_of_dgnd(client: openai.OpenAI) -> None:
+    many: list[Any] = [{"role": "user", "content": "x"}] * 100_000
+    with pytest.raises(openai.BadRequestError, match="100000 messages") as caught:
+        client.chat.completions.create(model="scripted", messages=many)
+    assert caught.value.code == "context_length_exceeded"
 
 
 def test_errors_have_openais_form(http: HttpNode, client: openai.OpenAI) -> None:

@@ -8,6 +8,11 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def shortened(text: str, most: int) -> str:
+    """The text, cut off beyond so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def format_bytes(count: int) -> str:
     """`count` with a unit that keeps it short: 5.2 MiB."""
     size = float(count)

@@ -23,14 +23,17 @@ from dgnd.http.openai import chat, models, texts
 from dgnd.http.openai.errors import answer_of
 from dgnd.http.openai.stream import EVENTS, event
 from dgnd.http.openapi import document
-from dgnd.http.status import NoSuchPath
+from dgnd.http.status import MAX_MESSAGE, NoSuchPath
+from dgnd.words import shortened
 
 OPENAI: Final = Form(answer_of, lambda error: (EVENTS, event(answer_of(error))))
 
-OLLAMA: Final = Form(
-    lambda error: ErrorAnswer(error.message),
-    lambda error: (answering.LINES, answering.line(ErrorAnswer(error.message))),
-)
+
+def _ollama(error: DgnError) -> ErrorAnswer:
+    return ErrorAnswer(shortened(error.message, MAX_MESSAGE))
+
+
+OLLAMA: Final = Form(_ollama, lambda error: (answering.LINES, answering.line(_ollama(error))))
 
 
 def make_app(house: House) -> Starlette:

@@ -51,6 +51,7 @@ _STATUS: tuple[tuple[type[DgnError], int], ...] = (
     (PeerError, 503),
 )
 RETRY_AFTER_S = 2
+MAX_MESSAGE = 2000  #: characters of an error that are told: what was asked for may be in it, of any length
 
 
 def status_of(error: DgnError) -> int:

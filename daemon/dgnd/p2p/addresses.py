@@ -30,7 +30,8 @@ def parse(text: str) -> tuple[Endpoint, str | None]:
     try:
         parts = [(protocol.name, value) for protocol, value in Multiaddr(text).items()]
     except Exception as error:
-        raise BadRequest(f"{text!r} is not a multiaddress: {error}") from error
+        why = str(error).removeprefix(f"Invalid MultiAddr {text!r}: ").removesuffix(f" (string: {text})")
+        raise BadRequest(f"{text!r} is not a multiaddress: {why}") from error
     names = [name for name, _ in parts]
     if (
         len(parts) not in (2, 3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dgnd.errors import ContextExceeded, DgnError, NotFound
 from dgnd.http.openai.answers import ErrorAnswer, ErrorBody
-from dgnd.http.status import NoSuchPath, status_of
+from dgnd.http.status import MAX_MESSAGE, NoSuchPath, status_of
+from dgnd.words import shortened
 
 #: Settings of the engine that OpenAI calls otherwise.
 _PARAMS = {"json_schema": "response_format"}
@@ -24,4 +25,4 @@ def answer_of(error: DgnError) -> ErrorAnswer:
             code = error.kind
     setting = error.data.get("setting")
     param = _PARAMS.get(setting, setting) if isinstance(setting, str) else None
-    return ErrorAnswer(ErrorBody(error.message, kind, param, code))
+    return ErrorAnswer(ErrorBody(shortened(error.message, MAX_MESSAGE), kind, param, code))

@@ -179,11 +179,8 @@ def _text(message: Message, where: str) -> str:
         return message.content
     texts = []
     for part in message.content:
-        _refuse(
-            where,
-            part.type != "text" or part.text is None,
-            f"a part is {part.type!r}; only text is understood",
-        )
+        _refuse(where, part.type != "text", f"a part is {part.type!r}; only text is understood")
+        _refuse(where, part.text is None, "a part of type 'text' needs its text")
         texts.append(part.text or "")
     return "".join(texts)
 
