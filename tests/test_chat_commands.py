@@ -74,6 +74,7 @@ def test_all_commands(cluster: Cluster, columns: int, rows: int) -> None:
         seat.say("/set temperature 0")
         assert re.search(r"temperature +0$", seat.say("/set"), re.MULTILINE)
         assert "temperature takes a number from 0 to 100" in seat.say("/set temperature hot")
+        assert "from 0 to 18,446,744,073,709,551,615" in " ".join(seat.say("/set seed -1").split())
         assert 'end before "klm"' in seat.say("/stop klm")
         assert seat.say("hello").endswith("abcdefghij")
         assert "where the model ends them" in seat.say("/stop")

@@ -189,7 +189,7 @@ def test_the_end_of_the_context_offers_clear(cluster: Cluster) -> None:
         person.say("clear")
         assert "the context is full" in person.say("hi")
     with Person(cluster.nodes["a"], "--model", "m", "--max-tokens", "3") as person:
-        assert person.say("hi").endswith("(stopped after 3 tokens, as --max-tokens says)")
+        assert person.say("hi").endswith("(stopped after 3 tokens, as max_tokens says)")
 
 
 def test_ctrl_c_at_the_prompt_and_ctrl_d(cluster: Cluster) -> None:

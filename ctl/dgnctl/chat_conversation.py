@@ -275,7 +275,7 @@ class Conversation:
         elif result.finish_reason == "length":
             limit = self.talk.params.max_tokens
             if limit is not None and result.usage.completion_tokens >= limit:
-                self.screen.note(f"(stopped after {limit} tokens, as --max-tokens says)")
+                self.screen.note(f"(stopped after {limit} tokens, as max_tokens says)")
             else:
                 used = result.usage.prompt_tokens + result.usage.completion_tokens
                 self.screen.note(f"(the context is full with {used} tokens; type clear to start anew)")

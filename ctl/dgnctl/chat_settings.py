@@ -71,8 +71,9 @@ def changed(params: GenerateParams, argument: str) -> GenerateParams:
         number = math.nan
     fits = setting.low < number <= setting.high or (not setting.above and number == setting.low)
     if not fits:
-        low, whole = f"{setting.low:g}", "a whole number" if setting.kind is int else "a number"
-        between = f"above {low}, to {setting.high:g}" if setting.above else f"from {low} to {setting.high:g}"
+        whole = "a whole number" if setting.kind is int else "a number"
+        low, high = (f"{int(bound):,}" for bound in (setting.low, setting.high))
+        between = f"above {low}, to {high}" if setting.above else f"from {low} to {high}"
         raise BadRequest(f"{name} takes {whole} {between}, or none; not {value!r}")
     return msgspec.structs.replace(params, **{name: number})
 

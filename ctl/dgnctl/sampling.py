@@ -26,6 +26,7 @@ def token_ids(value: str) -> list[int]:
 
 
 _SHARE = Finite(min=0, max=1)
+_NUCLEUS = Finite(min=0, max=1, min_open=True)
 _SEED = click.IntRange(min=0, max=2**64 - 1)
 
 _OPTIONS = (
@@ -38,7 +39,7 @@ _OPTIONS = (
     click.option("--system", metavar="TEXT", help="The system message."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Stop after N tokens."),
     click.option("--temperature", type=Finite(min=0), metavar="T", help="0 is greedy."),
-    click.option("--top-p", type=_SHARE, metavar="P", help="Keep the likeliest tokens with this share."),
+    click.option("--top-p", type=_NUCLEUS, metavar="P", help="Keep the likeliest tokens with this share."),
     click.option(
         "--top-k", type=click.IntRange(min=0), metavar="K", help="Keep the K likeliest; 0 keeps all."
     ),
