@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from echo_service import EchoDaemon
 
 # Two cores are shared by the tests, their daemons and their workers: one thread each is the fastest for all.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,3 +25,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A deadline per example measures the machine and not the code.
 settings.register_profile("dgn", deadline=None, print_blob=True)
 settings.load_profile("dgn")
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
+    """The real control server over a service that echoes, where dgnctl looks for it."""
+    from echo_service import EchoDaemon  # most tests need none of what it imports
+
+    path = tmp_path / "s.sock"
+    monkeypatch.setenv("DGN_SOCKET", str(path))
+    with EchoDaemon(path) as running:
+        yield running

@@ -23,14 +23,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
-    with EchoDaemon(path) as running:
-        yield running
-
-
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """One node with the model that comes along."""

@@ -7,7 +7,6 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ from dgnd.errors import BadRequest, NotFound
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
-    with EchoDaemon(path) as running:
-        yield running
 
 
 def ctl(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

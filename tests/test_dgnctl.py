@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,14 +29,6 @@ READING = [
     ["status"], ["peers"], ["peers", "--refused"], ["map"], ["models"], ["backends"], ["cache", "list"],
     ["version"], ["cache", "clear"], ["connect", ADDRESS], ["disconnect", "attic"], ["run", "hello"],
 ]  # fmt: skip
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
-    with EchoDaemon(path) as running:
-        yield running
 
 
 @pytest.mark.parametrize("command", READING, ids=" ".join)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pexpect
@@ -27,14 +27,11 @@ CHAT = ["-m", "dgnctl", "chat"]
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
+def daemon(daemon: EchoDaemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EchoDaemon:
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
-    with EchoDaemon(path) as running:
-        yield running
+    return daemon
 
 
 class Person:

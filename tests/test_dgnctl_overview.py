@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,6 @@ from dgnctl import overview
 from dgnctl.cli import run_command
 from dgnd.control import api
 from dgnd.errors import NoDaemon
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
-    with EchoDaemon(path) as running:
-        yield running
 
 
 def shown(capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:

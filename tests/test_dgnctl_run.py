@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,6 @@ from dgnctl.cli import run_command
 from dgnd.control import api
 
 DGNCTL = (sys.executable, "-m", "dgnctl")
-
-
-@pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaemon]:
-    path = tmp_path / "s.sock"
-    monkeypatch.setenv("DGN_SOCKET", str(path))
-    with EchoDaemon(path) as running:
-        yield running
 
 
 def spawn(*args: str, **options: Any) -> subprocess.Popen[bytes]:
