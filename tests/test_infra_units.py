@@ -94,3 +94,5 @@ def test_what_the_daemon_relies_on_is_in_the_unit() -> None:
     ):  # fmt: skip
         assert line in lines
     assert not any(line.startswith("ProcSubset=") for line in lines)
+    # A boot does not wait for a network that nobody manages.
+    assert [line for line in lines if line.startswith(("After=", "Wants="))] == ["After=network.target"]
