@@ -627,6 +627,26 @@ def test_a_hop_that_stays_logs_under_the_id_of_the_next_answer(caplog: pytest.Lo
     assert [record.generation for record in caplog.records] == ["s"]  # type: ignore[attr-defined]  # as above
 
 
+def test_a_hop_is_one_line_of_the_log_unless_it_ends_otherwise_than_its_origin_wants(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "dgnd.hops")
+    node = Node()
+    for hop in range(1, 21):
+        key = node.opened(hop=hop, generation=f"g{hop}")
+        node.hears(ORIGIN, CloseHop(key=key))
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        f"generation g{hop}: hop {hop} opened" for hop in range(1, 21)
+    ]
+    node.opened(hop=21)
+    caplog.clear()
+    node.time += LEASE_S + 1
+    node.server.sweep()
+    assert [record.getMessage() for record in caplog.records] == [
+        "generation s: hop 21 closed at 0: its lease ended"
+    ]
+
+
 def test_who_waits_has_the_worker_and_the_way_onward_looked_after() -> None:
     node = Node()
     key = node.opened()

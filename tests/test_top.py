@@ -14,6 +14,7 @@ from tiny_llama import make_tiny_llama
 from dgnctl.cli import run_command
 from dgnctl.top_view import Look, describe, rates
 from dgnd.control import api
+from dgnd.control.client import ControlClient
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +25,11 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestNode]:
         yield cluster.nodes["a"]
 
 
-def look(at: float, *positions: int) -> Look:
+def look(at: float, *generated: int, prompt: int = 0) -> Look:
+    route = [api.RouteHop("me", "a", "embed,0-3,head")]
     sessions = [
-        api.SessionStatus(f"s{i}", "m", "me", position, 0, [api.RouteHop("me", "a", "embed,0-3,head")])
-        for i, position in enumerate(positions)
+        api.SessionStatus(f"s{i}", "m", "me", prompt + tokens, 0, route, generated=tokens)
+        for i, tokens in enumerate(generated)
     ]
     status = api.Status("1", 1, "me", "a", "ready", [], {}, sessions)
     peers = [api.PeerInfo(f"p{i}", f"peer-{i}", "connected", [], 1.0, []) for i in range(30)]
@@ -38,6 +40,17 @@ def test_speeds_are_of_what_came_between_two_looks() -> None:
     found = rates(look(10.0, 100, 50, 9), look(12.0, 110, 40, 9, 7))
     assert found == {"s0": 5.0, "s1": 0.0, "s2": 0.0, "s3": 0.0}
     assert rates(look(1.0, 1), look(1.0, 9)) == {"s0": 0.0}  # no time has passed
+    assert rates(look(1.0, 1), look(2.0, 3, prompt=4000)) == {"s0": 2.0}  # a prompt is not generated
+
+
+def test_a_prompt_is_no_token_a_second(node: TestNode) -> None:
+    with ControlClient(node.socket) as client:
+        for tokens in (3, 6):
+            turn = api.GenerateParams(token_ids=list(range(5, 65)), session="s", max_tokens=3)
+            client.generate(turn, lambda _: None)
+            (found,) = node.status().sessions
+            assert (found.generated, found.position) == (tokens, 63)
+        client.call("cache.clear", api.CacheClearParams(session="s"))
 
 
 def test_lists_are_cut_to_the_screen_and_the_busiest_stay() -> None:

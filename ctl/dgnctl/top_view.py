@@ -23,11 +23,11 @@ class Look:
 
 
 def rates(before: Look, now: Look) -> dict[str, float]:
-    """Positions a second by session, between two looks; one that was cut back or has just begun counts 0."""
+    """Tokens generated a second by session, between two looks; one that has just begun here counts 0."""
     passed = now.at - before.at
-    were = {(each.origin, each.id): each.position for each in before.status.sessions}
+    were = {(each.origin, each.id): each.generated for each in before.status.sessions}
     return {
-        each.id: max(each.position - were.get((each.origin, each.id), each.position), 0) / passed
+        each.id: max(each.generated - were.get((each.origin, each.id), each.generated), 0) / passed
         if passed > 0
         else 0.0
         for each in now.status.sessions

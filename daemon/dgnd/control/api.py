@@ -74,6 +74,7 @@ class SessionStatus(msgspec.Struct, frozen=True):
     route_number: int
     route: list[RouteHop]
     waiting: WaitStatus | None = None  #: of an answer that nobody can go on with now
+    generated: int = 0  #: tokens, without those of prompts, since it began or its hop here was opened
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ class Hop:
     generation: str = ""  #: what logs call the answer that it is for now
     rerouted: bool = False  #: a later ticket is to be answered once nothing is under way
     answering: bool = False  #: in an answer, not between two
+    generated: int = 0  #: tokens that were asked for here
     cancelling: int | None = None  #: the branch that a cancel is under way for
     history_branch: int = -1  #: the branch whose token ids the worker has been told
     parked: list[tuple[StepFrame, Tensor | None]] = field(default_factory=list)

@@ -157,6 +157,7 @@ class HopServer:
             case Compute(step=step, skip=skip):
                 if step.truncate_to is not None:
                     self.journals.truncate(message.key, step.truncate_to)
+                hop.generated += step.sample is not None
                 rows = payload.rows(skip, payload.shape[0]) if payload is not None and skip else payload
                 self._compute(hop, step, rows)
             case Reject(error=error):
@@ -247,7 +248,7 @@ class HopServer:
         in `running`."""
         for key, hop in list(self.hops.items()):
             if key in keys:
-                self._table.drop(hop)
+                self._table.drop(hop, "its worker ended")
                 text = f"the worker with {hop.span} of {model} ended: {why}"
                 error = WorkerDied(text, running=key in running, stop=hop.fence.next_out)
                 self._host.post(key.origin, Frame(failure_of(error, key, hop.ticket.branch, "worker")))
@@ -271,10 +272,9 @@ class HopServer:
     def sweep(self) -> None:
         """Closes hops whose lease ended; to be called now and then."""
         now = self._host.now()
-        for key, hop in list(self.hops.items()):
+        for hop in list(self.hops.values()):
             if hop.deadline < now:
-                self._table.forget(hop)
-                self._host.post(key.origin, Frame(CloseHop(key=key, reason="its lease ended")))
+                self._end(hop, "its lease ended")
 
     def foreign(self) -> list[Hop]:
         """Those that serve other origins."""
@@ -294,14 +294,18 @@ class HopServer:
     def close(self, hops: Iterable[Hop], reason: str) -> None:
         """They end here, and their origins are told."""
         for hop in hops:
-            self._table.forget(hop)
-            self._host.post(hop.ticket.key.origin, Frame(CloseHop(key=hop.ticket.key, reason=reason)))
+            self._end(hop, reason)
 
     def close_all(self, reason: str) -> None:
         """The node stops serving."""
         self.close(self.foreign(), reason)
         for hop in list(self.hops.values()):
             self._table.forget(hop)
+
+    def _end(self, hop: Hop, reason: str) -> None:
+        key = hop.ticket.key
+        self._table.forget(hop, reason)
+        self._host.post(key.origin, Frame(CloseHop(key=key, reason=reason)))
 
 
 def _log_state(hop: Hop, what: str) -> None:

@@ -32,21 +32,23 @@ class HopTable:
             ):
                 self.forget(hop)
 
-    def forget(self, hop: Hop) -> None:
-        """Ends a hop here and in its worker."""
-        self.drop(hop)
+    def forget(self, hop: Hop, why: str = "") -> None:
+        """Ends a hop here and in its worker. `why`: where its origin did not ask for it."""
+        self.drop(hop, why)
         self.host.to_worker(hop.ticket.model, Frame(CloseHop(key=hop.ticket.key)))
 
-    def drop(self, hop: Hop) -> None:
-        """Ends a hop whose worker has no part of it any more."""
-        key = hop.ticket.key
+    def drop(self, hop: Hop, why: str = "") -> None:
+        """Ends a hop whose worker has no part of it any more. That an origin closed what it opened is news
+        for nobody: a peer that does so in a flood would fill the log twice as fast."""
+        key, about = hop.ticket.key, hop.about
         if self.hops.pop(key, None) is not None:
-            about = hop.about
-            log.info(
-                "generation %s: hop %d closed at %d",
+            log.log(
+                logging.INFO if why else logging.DEBUG,
+                "generation %s: hop %d closed at %d%s",
                 about["generation"],
                 key.hop,
                 hop.fence.length,
+                f": {why}" if why else "",
                 extra=about,
             )
         self.journals.drop(hop.ticket.key)

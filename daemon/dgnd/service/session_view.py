@@ -27,6 +27,7 @@ def session_statuses(names: Names, engine: Engine, hops: HopServer) -> Iterator[
             route_number=session.route_number,
             route=route_of(session, names.of),
             waiting=_waiting(item.driver.waits),
+            generated=session.generated,
         )
     for key, hop in hops.hops.items():
         if key.origin != names.me:
@@ -37,6 +38,7 @@ def session_statuses(names: Names, engine: Engine, hops: HopServer) -> Iterator[
                 position=hop.fence.length,
                 route_number=hop.ticket.route,
                 route=[api.RouteHop(peer=names.me, name=names.my_name, span=str(hop.span))],
+                generated=hop.generated,
             )
 
 

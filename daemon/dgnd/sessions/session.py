@@ -59,6 +59,7 @@ class OriginSession:
         self.origin = origin
         self.model = model
         self.tokens: list[int] = []
+        self.generated = 0  #: of all its answers
         self.route: tuple[RouteHop, ...] = ()
         self.route_number = 0
         self.branch = 0
@@ -167,6 +168,7 @@ class OriginSession:
 
     def append(self, token: int) -> None:
         """Adds a generated token."""
+        self.generated += 1
         self.tokens.append(token)
         self._digests.extend([token])
 
