@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row
+from echo_service import EchoDaemon
 from user_kit import ANSWER, Dgnctl, scripted_model
 
 from dgnd.control.api import GenerateParams, LogsParams
@@ -266,6 +267,29 @@ def test_an_answer_is_followed_through_both_nodes_and_never_read(
         assert any(line.get("generation") == generation for line in logged)
         for secret in ("xyzzy", ANSWER[:8]):
             assert secret not in node.log
+
+
+def test_following_goes_on_with_the_next_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    command = [sys.executable, "-u", "-m", "dgnctl", "--socket", str(path), "logs"]
+    with EchoDaemon(path):
+        follower = subprocess.Popen(
+            [*command, "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert follower.stdout is not None
+        assert follower.stderr is not None
+        assert "something" in follower.stdout.readline()
+    with follower:
+        try:
+            while "its next start is waited for" not in (said := follower.stderr.readline()):
+                assert said
+            with EchoDaemon(path):
+                while "something" not in (said := follower.stdout.readline()):
+                    assert said
+        finally:
+            follower.kill()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "no dgnd is running" in done.stderr) == (3, True)
 
 
 def test_following_shows_what_comes(two: Cluster, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Row, TestNode
+from echo_service import EchoDaemon
 from seat import Seat
 from tiny_llama import make_tiny_llama
 
@@ -85,6 +86,19 @@ def test_at_a_terminal_it_goes_on_until_ctrl_c(node: TestNode) -> None:
         seat.keys("\x03")
         assert seat.ends() != 0
     assert b"Traceback" not in seat.raw
+
+
+def test_it_goes_on_with_the_next_daemon(tmp_path: Path) -> None:
+    path = tmp_path / "s.sock"
+    with EchoDaemon(path):
+        seat = Seat("--socket", str(path), "top", "--interval", "0.2").__enter__()
+        seat.shows("desk: degraded")
+    with seat:
+        seat.shows("its next start is waited for")
+        with EchoDaemon(path):
+            seat.shows("desk: degraded")
+            seat.keys("\x03")
+            assert seat.ends() == 130
 
 
 def test_a_node_that_is_gone_is_one_line(tmp_path: Path, node: TestNode) -> None:

@@ -6,10 +6,13 @@ import time
 from typing import Final
 
 import click
+import msgspec
 
+from dgnctl.next_daemon import next_daemon
 from dgnctl.options import connect_client, json_option, socket_option
-from dgnctl.output import emit, emit_json
+from dgnctl.output import emit, emit_json, printable
 from dgnd.control.api import LOG_LEVELS, LogLine, LogPage, LogsParams
+from dgnd.errors import NoDaemon
 
 _LOOK_S: Final = 0.3
 _PAGE: Final = 512
@@ -31,20 +34,27 @@ def logs(
     ctx: click.Context, follow: bool, generation: str | None, level: str, lines: int, as_json: bool
 ) -> None:
     """Show what dgnd logged last, or follow it."""
-    with connect_client(ctx) as client:
-        params = LogsParams(most=lines, level=level, generation=generation)
-        page: LogPage = client.call("logs", params)
-        while True:
-            if page.lost:
-                click.echo(f"dgnctl: {page.lost} lines came faster than they were read", err=True)
-            for line in page.lines:
-                emit_json(line) if as_json else emit(_shown(line))
+    client = connect_client(ctx)
+    params = LogsParams(most=lines, level=level, generation=generation)
+    while True:
+        try:
+            page: LogPage = client.call("logs", params)
+        except NoDaemon as error:
             if not follow:
-                return
-            if len(page.lines) < _PAGE:
-                time.sleep(_LOOK_S)
-            params = LogsParams(after=page.after, most=_PAGE, level=level, generation=generation)
-            page = client.call("logs", params)
+                raise
+            click.echo(f"dgnctl: {printable(error.message)}; its next start is waited for", err=True)
+            client = next_daemon(lambda: connect_client(ctx), error)
+            params = msgspec.structs.replace(params, after=None, most=_PAGE)  # all of a new dgnd
+            continue
+        if page.lost:
+            click.echo(f"dgnctl: {page.lost} lines came faster than they were read", err=True)
+        for line in page.lines:
+            emit_json(line) if as_json else emit(_shown(line))
+        if not follow:
+            return
+        if len(page.lines) < _PAGE:
+            time.sleep(_LOOK_S)
+        params = msgspec.structs.replace(params, after=page.after, most=_PAGE)
 
 
 def _shown(line: LogLine) -> str:

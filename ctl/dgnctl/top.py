@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import click
 
+from dgnctl.next_daemon import next_daemon
 from dgnctl.options import Finite, connect_client, json_option, socket_option
-from dgnctl.output import emit, emit_json
+from dgnctl.output import emit, emit_json, printable
 from dgnctl.top_view import Look, describe, rates
 from dgnd.control.api import PeerList, Status
 from dgnd.control.client import ControlClient
+from dgnd.errors import NoDaemon
 
 
 @click.command()
@@ -28,7 +31,7 @@ def top(ctx: click.Context, interval: float, once: bool, as_json: bool) -> None:
     with connect_client(ctx) as client:
         before = _look(client)
         if not (as_json or once) and sys.stdout is not None and sys.stdout.isatty():
-            _watch(client, before, interval)
+            _watch(client, lambda: connect_client(ctx), before, interval)
             return
         time.sleep(interval)
         now = _look(client)
@@ -44,7 +47,9 @@ def _look(client: ControlClient) -> Look:
     return Look(time.monotonic(), status, peers.peers)
 
 
-def _watch(client: ControlClient, before: Look, interval: float) -> None:
+def _watch(
+    client: ControlClient, connect: Callable[[], ControlClient], before: Look, interval: float
+) -> None:
     """On a screen of its own, of which the terminal's one comes back at the end."""
     from rich.console import Console  # a look without a terminal does without
     from rich.live import Live
@@ -57,4 +62,9 @@ def _watch(client: ControlClient, before: Look, interval: float) -> None:
             text = describe(before, now, rows=console.height - 1)
             live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
             time.sleep(interval)
-            before, now = now, _look(client)
+            try:
+                before, now = now, _look(client)
+            except NoDaemon as error:
+                said = f"{printable(error.message)}\nits next start is waited for; Ctrl-C ends\n"
+                live.update(Text(said), refresh=True)
+                client = next_daemon(connect, error)
