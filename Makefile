@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all that a fresh checkout needs; both prepare .venv first.
 SHELL = /bin/sh
 BIN = .venv/bin
-unexport PYTHONPATH PYTHONHOME
+# The last: hundreds of processes are started, and none shall compile every module for itself.
+unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check demo-model deb test-rootfs test-js test-systemd test-churn test-memory bench clean
 
@@ -34,7 +35,7 @@ check:
 	$(BIN)/lint-imports
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile -rs --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs --durations 10
 
 demo-model:
 	@scripts/bootstrap.sh test

@@ -5,6 +5,7 @@ A node is named in the test; every node knows the peers that it is told to. Noth
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,18 +25,43 @@ import psutil
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import DgnError
+from dgnd.identity import IDENTITY_FILE, Identity
 
 #: Deadlines of tests are generous: the machine may be busy.
 READY_S = 60.0
 POLL_S = 0.05
+#: Ports for daemons: each process of tests has PORTS of them for itself.
+FIRST_PORT, LAST_PORT, PORTS = 10_000, 30_000, 500
+
+
+@cache
+def _ports() -> tuple[socket.socket, Iterator[int]]:
+    """A block of ports that no other test process takes from, and the claim on it, which ends with us.
+
+    They are below those that the kernel gives to connections: nobody has one by chance before its daemon.
+    """
+    for block in range(FIRST_PORT, LAST_PORT, PORTS):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0dgn-test-ports-{block}")
+        except OSError:
+            claim.close()
+        else:
+            return claim, itertools.cycle(range(block, block + PORTS))
+    raise AssertionError("every block of ports is claimed")
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port on loopback that nothing listens at, and that no test besides is given soon."""
+    _, ports = _ports()
+    for port in itertools.islice(ports, PORTS):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("every port is taken")
 
 
 def trained_model(name: str) -> Path | None:
@@ -216,8 +243,8 @@ class Cluster:
         """A node with an identity, not yet configured."""
         directory = self.directory / name
         directory.mkdir(parents=True)
-        init = [sys.executable, "-m", "dgnd", "init", "--state-dir", str(directory / "state")]
-        peer_id = subprocess.run(init, capture_output=True, text=True, check=True).stdout.strip()
+        (directory / "state").mkdir(mode=0o700)
+        peer_id = Identity.load_or_create(directory / "state" / IDENTITY_FILE).peer_id
         node = TestNode(name, directory, free_port(), peer_id)
         self.nodes[name] = node
         return node

@@ -36,3 +36,32 @@ def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[EchoDaem
     monkeypatch.setenv("DGN_SOCKET", str(path))
     with EchoDaemon(path) as running:
         yield running
+
+
+#: Begun first, the longest at the head: a worker that takes one of them last is waited for by all others.
+LONGEST = (
+    "test_failover",
+    "test_mixed_backends",
+    "test_churn",
+    "test_full_pipes",
+    "test_drain",
+    "test_faults",
+    "test_plugin_example",
+    "test_autospan",
+    "test_auto",
+    "test_gapfill",
+    "test_infra_demo",
+    "test_hostile_peers",
+    "test_torch_backend",
+    "test_onnx_backend",
+    "test_demo_model",
+    "test_user_run",
+    "test_user_peers",
+    "test_two_pcs",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long come first; else all stays as it is."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(Path(item.path).stem, len(place)))

@@ -18,6 +18,7 @@ HTTP = ("starlette", "hypercorn", "dgnd.http")
 #: What only answers of a given form need.
 FORMS = ("llguidance",)
 UNUSED = ("zeroconf", "requests", "httpx", "rich", "libp2p.host", "libp2p.kad_dht", "libp2p.relay")
+UNUSED += ("aioquic.quic.connection", "service_identity")
 
 
 def _modules_after(statement: str) -> set[str]:
@@ -38,6 +39,8 @@ def test_names_of_libp2p_are_there_for_whoever_asks_after_dgnd_was_imported() ->
         "assert libp2p.transport.TCP is not None and libp2p.network.TagStore is not None"
     )
     assert "libp2p.host.basic_host" in loaded
+    quic = "from libp2p.transport.quic.stream import QuicConnectionError as error; assert error is not None"
+    assert "aioquic.quic.connection" in _modules_after(f"import dgnd.app; {quic}")
 
 
 def _mapped_files(pid: int) -> set[str]:

@@ -3,18 +3,21 @@
 `libp2p/__init__.py` and two packages below it import everything that a host could have; nothing of that is
 used here, and their submodules import fine without it. So these packages are put in place empty, and run
 their own code only when something asks for a name that they don't have yet: whoever writes
-`from libp2p import new_host` still gets it. Measured: a third of the daemon's start and of its memory
-(docs/performance.md).
+`from libp2p import new_host` still gets it. Of those used, `libp2p.custom_types` names a class of QUIC in
+a type, and would bring aioquic with it: it is imported first, while there seems to be no aioquic. Measured:
+a third of the daemon's start and of its memory, and more by the latter (docs/performance.md).
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import sys
 from types import ModuleType
 
 _HEAVY = ("libp2p", "libp2p.transport", "libp2p.network")  #: a parent before its child
+_AIOQUIC, _OF_AIOQUIC = "aioquic.quic.connection", "libp2p.transport.quic.stream"
 
 
 class _Postponed(ModuleType):
@@ -47,3 +50,15 @@ def postpone() -> None:
             parent, _, child = name.rpartition(".")
             if parent:
                 setattr(sys.modules[parent], child, package)
+    if _OF_AIOQUIC not in sys.modules and _AIOQUIC not in sys.modules:
+        _import_without_aioquic()
+
+
+def _import_without_aioquic() -> None:
+    """Imports what names a class of QUIC; whoever wants QUIC later imports that class's module anew."""
+    sys.modules[_AIOQUIC] = None  # type: ignore[assignment]  # Python says ImportError then
+    try:
+        importlib.import_module("libp2p.custom_types")
+    finally:
+        del sys.modules[_AIOQUIC]
+        sys.modules.pop(_OF_AIOQUIC, None)
