@@ -218,6 +218,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     huge.write_bytes(b"#" * (MAX_BYTES + 1))
     assert "is larger than" in message(huge)
     assert "is larger than" in message(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    assert message(tmp_path / "pipe") == f"{tmp_path / 'pipe'}: is a pipe; name a configuration file"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

@@ -6,6 +6,8 @@ disk or of who asks. What the values must be is in `dgnd.config.check`.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +80,9 @@ def _error_at(path: Path, text: str, key_path: KeyPath, message: str) -> ConfigE
 
 def _read(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
+            if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{path}: is a pipe; name a configuration file", file=str(path))
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file", file=str(path)) from None
@@ -103,6 +107,11 @@ def _read(path: Path) -> str:
             file=str(path), line=line, column=column,
         ) from None  # fmt: skip
     return text.replace("\r\n", "\n")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes to is not waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _resolve_paths(config: Config, base: Path) -> Config:

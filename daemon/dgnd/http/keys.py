@@ -39,7 +39,7 @@ class KeyFile:
     def _read(self) -> None:
         path = self._path
         try:
-            with path.open("rb") as file:
+            with open(path, "rb", opener=_at_once) as file:
                 found = os.fstat(file.fileno())
                 seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode)
                 if seen == self._seen:
@@ -60,3 +60,8 @@ class KeyFile:
             what = f"an API key of less than {LEAST_LENGTH} characters" if keys else "no API key"
             raise ConfigError(f"{path}: has {what}; `openssl rand -hex 24` makes one")
         self._keys, self._seen = tuple(key.encode() for key in keys), seen
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes to is not waited for: no request would be answered meanwhile."""
+    return os.open(path, flags | os.O_NONBLOCK)
