@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import trio
 from cluster import Cluster, Row, TestNode
 from disturbed import SAMPLINGS, Asked, asked
 from load import serving
@@ -18,6 +20,7 @@ from dgnctl.pause import describe
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 from dgnd.errors import BadRequest, BlocksMissing
+from dgnd.upkeep.pausing import Pausing
 
 #: After one second nothing is to compute; three, on a busy machine.
 STILL_S = 3.0
@@ -48,6 +51,12 @@ def cluster(running: Cluster) -> Cluster:
     origin = running.nodes["origin"]
     origin.wait_for(lambda: serving(origin) == set("abcd"), what="offers of all")
     return running
+
+
+def unused_pausing(directory: Path) -> Pausing:
+    """One whose node is asked for nothing."""
+    none: Any = None
+    return Pausing({}, none, none, none, none, none, none, directory / "paused.json", lambda: 1e9)
 
 
 def ask(origin: TestNode, params: api.GenerateParams) -> api.GenerateResult:
@@ -238,6 +247,28 @@ def test_what_is_reloaded_in_a_pause_is_loaded_after_it(two: Cluster) -> None:
 def test_a_pause_is_told_in_words(numbers: tuple[int, int, int], said: str) -> None:
     left, closed, idle = numbers
     assert describe(api.Paused("paused", "it is", left, closed, idle)) == f"paused: it is\n{said}"
+
+
+@pytest.mark.parametrize(
+    "kept", ['{"until": 1e400}', '{"until": 1e18}', '{"until": NaN}', "[]", "", '{"until": "x"}']
+)
+def test_a_damaged_pause_does_not_end_the_daemon(
+    kept: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pausing = unused_pausing(tmp_path)
+    pausing.path.write_text(kept)
+    pausing.begin_as_before()
+    assert not pausing.paused
+    assert "paused.json is damaged" in caplog.text
+
+
+def test_an_end_on_another_day_is_shown_with_its_date(tmp_path: Path) -> None:
+    pausing = unused_pausing(tmp_path)
+    pausing._resumed = trio.Event()
+    pausing.until = 1e9 + 86400 - 0.5  # half a second after `pause 1d`
+    assert pausing.why.endswith(time.strftime(" until %Y-%m-%d %H:%M", time.localtime(pausing.until)))
+    pausing.until = 1e9 + 7200
+    assert pausing.why.endswith(time.strftime("user until %H:%M", time.localtime(pausing.until)))
 
 
 def test_no_pause_is_longer_than_a_year(two: Cluster) -> None:

@@ -6,7 +6,6 @@ where it was asked for. A pause outlives the daemon. Knows nothing of who asks f
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
@@ -34,6 +33,8 @@ log = logging.getLogger("dgnd.pausing")
 #: nothing is to compute here.
 _GIVE_S: Final = 0.3
 MOST_PAUSE_S: Final = 366 * 86400.0
+#: An end beyond that is shown with its date: an hour alone would be taken for today's.
+_SAME_DAY_S: Final = 12 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +77,23 @@ class Pausing:
         if self.until is None:
             return "paused by its user"
         form = "%H:%M:%S" if self.until - self.clock() < 60 else "%H:%M"
-        form = form if self.until - self.clock() < 86400 else "%Y-%m-%d %H:%M"
+        form = form if self.until - self.clock() < _SAME_DAY_S else "%Y-%m-%d %H:%M"
         return f"paused by its user until {time.strftime(form, time.localtime(self.until))}"
 
     def begin_as_before(self) -> None:
         """At the start of the daemon: a pause that is not over goes on."""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        try:
             until = json.loads(self.path.read_text())["until"]
             until = None if until is None else float(until)
-            if until is None or until > self.clock():
-                self._begin(until)
-                log.info("%s, as before", self.why)
+            time.localtime(until)  # no number of a file may end the daemon where it is shown
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            log.warning("%s is damaged: if this node was paused, pause it again", self.path)
+            return
+        if until is None or until > self.clock():
+            self._begin(until)
+            log.info("%s, as before", self.why)
 
     async def pause(self, seconds: float | None) -> Paused:
         """Begins a pause, or gives the one that is another end. Returns when no worker is left."""
