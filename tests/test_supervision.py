@@ -196,7 +196,7 @@ def fds_of_self(listener: object) -> str:
     return os.readlink(f"/proc/self/fd/{listener.fileno()}")  # noqa: PTH115
 
 
-@pytest.mark.parametrize("kind", ["datagram", "not listening", "two"])
+@pytest.mark.parametrize("kind", ["datagram", "not listening", "two", "a file", "nothing"])
 def test_what_is_passed_on_and_is_no_control_socket_is_named(kind: str, tmp_path: Path) -> None:
     script = (
         "import os, socket, sys\n"
@@ -207,6 +207,10 @@ def test_what_is_passed_on_and_is_no_control_socket_is_named(kind: str, tmp_path
         "sock = socket.socket(socket.AF_UNIX, how)\n"
         "os.dup2(sock.fileno(), 3)\n"
         "os.dup2(sock.fileno(), 4)\n"
+        "if kind == 'a file':\n"
+        "    os.dup2(os.open('/dev/null', os.O_RDONLY), 3)\n"
+        "if kind == 'nothing':\n"
+        "    os.close(3)\n"
         "count = '2' if kind == 'two' else '1'\n"
         "try:\n"
         "    inherited_socket({'LISTEN_PID': str(os.getpid()), 'LISTEN_FDS': count})\n"
@@ -214,7 +218,8 @@ def test_what_is_passed_on_and_is_no_control_socket_is_named(kind: str, tmp_path
         "    print(error.message)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("the service manager passed ")
+    begin = "$LISTEN_FDS promises 1 socket, but descriptor 3" if kind == "nothing" else "the service manager"
+    assert done.stdout.startswith(begin)
     assert ("one is needed" in done.stdout) == (kind == "two")
 
 

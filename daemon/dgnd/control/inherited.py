@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from dgnd.errors import ConfigError
+from dgnd.words import counted
 
 _FIRST_FD: Final = 3
 #: What it is called where several are passed: the name of its unit, or FileDescriptorName= there.
@@ -26,11 +27,17 @@ def inherited_socket(environ: MutableMapping[str, str] = os.environ) -> socket.s
         ConfigError: what was passed is no listening Unix socket, or it is not clear which one is meant.
     """
     pid, count, names = (environ.pop(f"LISTEN_{key}", "") for key in ("PID", "FDS", "FDNAMES"))
-    if pid != str(os.getpid()) or not count.isdigit() or int(count) == 0:
+    if pid != str(os.getpid()) or not count.isdecimal() or int(count[:9]) == 0:
         return None
-    fds = range(_FIRST_FD, _FIRST_FD + int(count))
-    for fd in fds:
-        os.set_inheritable(fd, False)
+    fds = range(_FIRST_FD, _FIRST_FD + int(count[:9]))
+    try:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    except OSError as error:
+        raise ConfigError(
+            f"$LISTEN_FDS promises {counted(len(fds), 'socket')}, but descriptor {fd} can't be used: "
+            f"{error.strerror or error}; unset it, or have the service manager start dgnd"
+        ) from None
     named = [fd for fd, name in zip(fds, names.split(":"), strict=False) if name in NAMES]
     chosen = named if named else list(fds)
     if len(chosen) != 1:
@@ -38,7 +45,13 @@ def inherited_socket(environ: MutableMapping[str, str] = os.environ) -> socket.s
             f"the service manager passed {count} sockets, {names or 'without names'}: one is needed, or one "
             f"that is named {' or '.join(NAMES)}"
         )
-    sock = socket.socket(fileno=chosen[0])
+    try:
+        sock = socket.socket(fileno=chosen[0])
+    except OSError as error:
+        raise ConfigError(
+            f"the service manager passed as control socket what is none: {error.strerror or error}; dgnd "
+            "needs a listening Unix stream socket"
+        ) from None
     if (
         sock.family != socket.AF_UNIX
         or sock.type != socket.SOCK_STREAM
