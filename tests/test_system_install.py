@@ -58,7 +58,7 @@ def test_a_system_gets_its_units_and_loses_them_again(tmp_path: Path) -> None:
     assert interpreter_of(text) == sys.executable
     assert "--config /etc/dgn/dgn.toml --socket /run/dgn/dgnd.sock\n" in text
     done("install", "--root", tmp_path)  # again: they are its own
-    assert f"left: {tmp_path}/etc/dgn/dgn.toml" in done("uninstall", "--root", tmp_path)
+    done("uninstall", "--root", tmp_path)
     assert written(tmp_path) == []
     assert "nothing that 'dgnctl system install' wrote" in refused("uninstall", "--root", tmp_path)
 
@@ -100,6 +100,53 @@ def test_what_somebody_else_wrote_is_left_alone(tmp_path: Path) -> None:
     shown = done("status", "--root", tmp_path)
     assert "somebody" in shown
     assert "/opt/mine" in shown
+
+
+@pytest.mark.parametrize("kind", ["pipe", "bytes", "directory", "masked", "loop"])
+def test_what_is_no_unit_is_left_alone(tmp_path: Path, kind: str) -> None:
+    unit = tmp_path / SYSTEM[0]
+    unit.parent.mkdir(parents=True)
+    if kind == "pipe":
+        os.mkfifo(unit)
+    elif kind == "bytes":
+        unit.write_bytes(b"\xf5\x00\xff" * 9)
+    elif kind == "directory":
+        unit.mkdir()
+    else:
+        unit.symlink_to("/dev/null" if kind == "masked" else unit)
+    assert f"{unit} was not written by" in refused("install", "--root", tmp_path)
+    assert "nothing that 'dgnctl system install' wrote" in refused("uninstall", "--root", tmp_path)
+    shown = done("status", "--root", tmp_path)
+    assert f"{unit} starts nothing" in shown
+    assert "somebody" in shown
+
+
+def test_what_is_left_is_only_what_is_there(tmp_path: Path) -> None:
+    done("install", "--root", tmp_path)
+    assert "left: " not in done("uninstall", "--root", tmp_path)
+    done("install", "--root", tmp_path)
+    (tmp_path / "etc/dgn").mkdir()
+    (tmp_path / "etc/dgn/dgn.toml").touch()
+    assert f"left: {tmp_path}/etc/dgn/dgn.toml\n" in done("uninstall", "--root", tmp_path)
+
+
+def test_a_directory_that_is_relative_is_none_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "here")
+    monkeypatch.setenv("XDG_STATE_HOME", "here")
+    monkeypatch.setenv("HOME", "/home/ann")
+    shown = done("install", "--user", "--dry-run", "--root", tmp_path)
+    assert f"# {tmp_path}/home/ann/.config/systemd/user/dgnd.service" in shown
+    assert 'state_dir = "/home/ann/.local/state/dgn"' in shown
+
+
+def test_no_root_is_not_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = system("install", "--root", "")
+    assert result.exit_code == 2
+    assert "it is empty; name a directory" in result.output
+    assert written(tmp_path) == []
 
 
 def test_the_state_before_anything_is_installed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,9 +49,21 @@ def cli(context: click.Context, config: Path | None, socket: Path | None) -> Non
             sys.exit(1)
 
 
+class _Folder(click.Path):
+    """A directory that is named: an empty text is a variable that was not set, not the current one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, after that."""
+        if value == "":
+            self.fail("it is empty; name a directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @cli.command()
 @click.option(
-    "--state-dir", type=_PATH, help=f"Where the key is kept; else the configured one, {DEFAULT_STATE_DIR}."
+    "--state-dir",
+    type=_Folder(path_type=Path),
+    help=f"Where the key is kept; else the configured one, {DEFAULT_STATE_DIR}.",
 )
 @_config_option
 @click.pass_obj

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -21,11 +21,23 @@ from dgnctl.system.units import MARK, files, interpreter_of
 from dgnd.errors import BadRequest
 
 _SHOWN: Final = ("ActiveState", "SubState", "StatusText", "NRestarts", "UnitFileState")
+_MOST_TEXT: Final = 1 << 20
 _USER_CONFIG: Final = "# See docs/config.md and dgn.toml.example.\n[node]\nstate_dir = {state}\n"
+
+
+class _Folder(click.Path):
+    """A directory that is named: an empty text is a variable that was not set, not the current one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click does, after that."""
+        if value == "":
+            self.fail("it is empty; name a directory, such as /", param, ctx)
+        return super().convert(value, param, ctx)
+
 
 _user_option = click.option("--user", is_flag=True, help="For yourself alone, without root.")
 _root_option = click.option(
-    "--root", type=click.Path(path_type=Path, file_okay=False), default=Path("/"), metavar="DIR",
+    "--root", type=_Folder(path_type=Path, file_okay=False), default=Path("/"), metavar="DIR",
     help="Another system's /, such as an image; nothing is run there.",
 )  # fmt: skip
 _dry_option = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
@@ -78,7 +90,7 @@ def install(user: bool, root: Path, dry_run: bool) -> None:
         emit("".join(f"$ {shlex.join(command)}\n" for command in commands))
         return
     for path, text in found.items():
-        _write(places.under_root(path), text)
+        _write(places.under_root(path), text, user=user)
         emit(f"wrote {places.under_root(path)}\n")
     _run(commands)
     emit(_next_step(places))
@@ -114,7 +126,8 @@ def uninstall(user: bool, root: Path, dry_run: bool) -> None:
             raise BadRequest(f"{path}: can't be removed: {error.strerror or error}") from None
         emit(f"removed {path}\n")
     _run(after)
-    emit(f"left: {places.under_root(places.config)}, {places.under_root(places.state)}\n")
+    kept = [str(path) for path in map(places.under_root, (places.config, places.state)) if path.exists()]
+    emit(f"left: {', '.join(kept)}\n" if kept else "")
 
 
 @system.command()
@@ -136,7 +149,8 @@ def status(user: bool, root: Path, as_json: bool) -> None:
     emit(table(("UNIT", "FROM", "IS", "AT BOOT", ""), rows))
     service = found[0]
     if service.by:
-        emit(f"\n{service.path} starts {service.python}\n")
+        starts = f"starts {service.python}" if service.python else "starts nothing: it is masked, or no unit"
+        emit(f"\n{service.path} {starts}\n")
         if service.restarts not in ("", "0"):
             emit(f"started again {service.restarts} times; see: journalctl -u dgnd\n")
     else:
@@ -152,7 +166,7 @@ def _unit(places: Places, manager: Manager, name: str, *, ask: bool) -> UnitStat
         name=name,
         path=str(path),
         by=_by(path) if path == own else "package",
-        python=interpreter_of(path.read_text()) if path.exists() and name == UNITS[0] else "",
+        python=interpreter_of(_text(path)) if name == UNITS[0] else "",
         active=f"{active} ({said['SubState']})" if active and said.get("SubState") else active,
         status=said.get("StatusText", ""),
         restarts=said.get("NRestarts", ""),
@@ -179,16 +193,23 @@ def _refuse_others(places: Places) -> None:
 
 
 def _by(path: Path) -> str:
+    if not path.exists() and not path.is_symlink():
+        return ""
+    return "dgnctl" if _text(path).startswith(MARK) else "somebody"
+
+
+def _text(path: Path) -> str:
+    """What is in it, as far as it is a file with text: a pipe is not waited for."""
+    if not path.is_file():
+        return ""
     try:
         with path.open(errors="replace") as file:
-            return "dgnctl" if file.readline() == MARK else "somebody"
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
+            return file.read(_MOST_TEXT)
     except OSError:
-        return "somebody"
+        return ""
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, *, user: bool) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,7 +217,7 @@ def _write(path: Path, text: str) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)  # noqa: PTH105 - in the same directory
     except OSError as error:
-        cure = "; run it as root, or with --user" if isinstance(error, PermissionError) else ""
+        cure = "; run it as root, or with --user" if isinstance(error, PermissionError) and not user else ""
         raise BadRequest(f"{path}: can't be written: {error.strerror or error}{cure}") from None
 
 

@@ -32,8 +32,8 @@ class Places:
     def of_user(cls, root: Path, environ: Mapping[str, str] = os.environ) -> Places:
         """For the user who runs this."""
         home = Path(environ.get("HOME") or Path.home())
-        config = Path(environ.get("XDG_CONFIG_HOME") or home / ".config")
-        state = Path(environ.get("XDG_STATE_HOME") or home / ".local/state")
+        config = _base(environ, "XDG_CONFIG_HOME", home / ".config")
+        state = _base(environ, "XDG_STATE_HOME", home / ".local/state")
         return cls(True, root, config / "systemd/user", config / "dgn/dgn.toml", state / "dgn")
 
     def under_root(self, path: Path) -> Path:
@@ -46,3 +46,9 @@ class Places:
         kind = "user" if self.user else "system"
         folders = (Path("/usr/lib/systemd"), Path("/lib/systemd"), Path("/usr/local/lib/systemd"))
         return tuple(self.under_root(folder / kind / name) for folder in folders for name in UNITS)
+
+
+def _base(environ: Mapping[str, str], key: str, default: Path) -> Path:
+    """The directory that a variable names; one that is relative is to be passed over, says its standard."""
+    path = Path(environ.get(key, ""))
+    return path if path.is_absolute() else default
