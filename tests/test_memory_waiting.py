@@ -93,10 +93,15 @@ def test_who_waited_in_vain_is_refused_with_the_numbers(narrow: HttpNode) -> Non
         narrow.node.ctl("reload")
         with full(narrow), ControlClient(narrow.node.socket) as client, pytest.raises(NoRoomNow) as error:
             client.generate(api.GenerateParams(prompt="b", raw=True, max_tokens=2), lambda _: None)
+        with full(narrow), narrow.plain() as plain:
+            asked = {"model": "m", "prompt": "b", "max_tokens": 2}
+            response = plain.post("/v1/completions", json=asked)
     finally:
         narrow.node.config.write_text(config)
         narrow.node.ctl("reload")
     assert "it waited 0.5 s (wait_s in [limits]), 0 ahead of it" in error.value.message
+    assert response.status_code == 429
+    assert "it waited 0.5 s (wait_s in [limits]), 0 ahead of it" in response.json()["error"]["message"]
     data = error.value.data
     needed, budget, held = (data[name] for name in ("needed", "budget", "held"))
     assert isinstance(needed, int)

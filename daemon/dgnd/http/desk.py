@@ -19,13 +19,14 @@ from dgnd.control.service import DeltaSink, WaitSink
 from dgnd.errors import BadRequest, Cancelled, DgnError, NoRoomNow
 from dgnd.http.kept import KeptSessions
 from dgnd.metrics.counts import HttpCounts
+from dgnd.sessions.memory_line import lacks_memory
 
 #: For an answer that is cancelled to give back what it has, as on the control socket.
 CANCEL_GRACE_S = 10.0
 #: How long a request waits for its turn before it is told to come again.
 TURN_S = 300.0
-#: After others' sessions took all room, how long until it is tried again.
-_AGAIN_S = 0.1
+#: After others' sessions took all places, how long until it is tried again, at first and at most.
+_AGAIN_S, _MOST_AGAIN_S = 0.1, 2.0
 
 #: The same of one of several answers, after its number.
 Pieces = Callable[[int, str, list[api.TokenLogprobs]], Awaitable[None]]
@@ -171,16 +172,18 @@ class Desk:
             await self._turn(gone, deadline)
         finally:
             self._counts.waiting -= 1
+        again_s = _AGAIN_S
         try:
             while True:
                 try:
                     return await self._generate(params, noted, gone, on_wait)
-                except NoRoomNow:
-                    if begun or trio.current_time() >= deadline:
-                        raise
-                with trio.move_on_after(_AGAIN_S):
+                except NoRoomNow as error:
+                    if begun or lacks_memory(error) or trio.current_time() >= deadline:
+                        raise  # who lacks memory has waited for it already, as [limits] allows
+                with trio.move_on_after(again_s):
                     await gone.wait()
                     raise Cancelled("the client hung up")
+                again_s = min(again_s * 2, _MOST_AGAIN_S)
         finally:
             self._places.release()
 
