@@ -7,6 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgn_backends.errors import LimitError, NoRoomNow
+from dgnctl.speeds import speed_table
+from dgnd.control.api import Figures, NodeFigures
+from dgnd.sessions.kv_room import KvRoom
 from dgnd.worker.kv_budget import PAGE_POSITIONS, KVBudget
 
 
@@ -33,6 +36,14 @@ def test_growth_within_a_page_is_never_refused() -> None:
     assert not no.value.retryable
     assert "again" not in no.value.message
     budget.reserve(1, PAGE_POSITIONS, 10, 4096)
+
+
+def test_where_no_session_has_room_that_is_said() -> None:
+    with pytest.raises(LimitError, match=r"it may take 0 bytes here; raise memory"):
+        KVBudget[int](1).reserve(1, 1, 10, 4096)
+    with pytest.raises(LimitError, match=r"^attic has no room for any session: .* take 0 bytes; raise") as no:
+        KvRoom(0, 1, "attic").after(9)
+    assert "shorten" not in no.value.message
 
 
 def test_the_one_idle_for_longest_gives_way_and_only_as_many_as_needed() -> None:
@@ -96,3 +107,10 @@ def test_the_budget_is_kept_whatever_is_asked(asked: list[Asked], total: int) ->
             assert set(gone) <= idle
             idle -= set(gone)
         assert budget.held <= total
+
+
+def test_spans_without_blocks_have_no_room_to_show() -> None:
+    figures = [Figures("0-3", 1.0, 1.0, 0.0, 700), Figures("embed,head", 1.0, 1.0, 0.0, 17_737_125_068)]
+    shown = speed_table([NodeFigures("tiny", "12D3", "attic", 2.0, figures)]).splitlines()
+    assert shown[1].split()[-2:] == ["700", "2.0"]
+    assert shown[2].split()[-2:] == ["-", "2.0"]

@@ -19,7 +19,7 @@ from dgnctl.duration import seconds_of
 from dgnctl.pause import describe
 from dgnd.control import api
 from dgnd.control.client import ControlClient
-from dgnd.errors import BadRequest, BlocksMissing
+from dgnd.errors import BadRequest, BlocksMissing, NotReady
 from dgnd.upkeep.pausing import Pausing
 
 #: After one second nothing is to compute; three, on a busy machine.
@@ -216,6 +216,8 @@ def test_a_pause_ends_by_itself_and_outlives_a_restart(two: Cluster) -> None:
 def test_what_is_reloaded_in_a_pause_is_loaded_after_it(two: Cluster) -> None:
     node = two.nodes["b"]
     paused(node)
+    with pytest.raises(NotReady, match=r"paused by its user; 'dgnctl resume' ends that\)$"):
+        ask(node, asked())
     text = node.config.read_text()
     node.config.write_text(text.replace('span = "2-3,head"', 'span = "1-3,head"'))
     node.ctl("reload")

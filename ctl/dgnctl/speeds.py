@@ -24,7 +24,9 @@ def speed_table(speeds: list[NodeFigures]) -> str:
 
 
 def _figures(item: Figures) -> tuple[str, str, str, str]:
-    return ms(item.step_ms), ms(item.prefill_ms), f"{item.queue:.1f}", str(item.free_kv)
+    has_blocks = any(char.isdigit() for char in item.span)  # embedding and head have no KV
+    free = str(item.free_kv) if has_blocks else "-"
+    return ms(item.step_ms), ms(item.prefill_ms), f"{item.queue:.1f}", free
 
 
 def in_words(item: Figures) -> str:

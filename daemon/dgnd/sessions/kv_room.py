@@ -20,6 +20,15 @@ class KvRoom:
     def after(self, prompt: int) -> int:
         """How many tokens may follow a prompt of so many positions. Raises LimitError where it can never
         fit, before anything is computed."""
+        if not self.positions:
+            raise LimitError(
+                f"{self.where} has no room for any session: its KV caches may take "
+                f"{self.budget if self.budget > 1 else 0:,} bytes; raise memory in [limits] (or kv_bytes, "
+                "where it is set) there, or serve fewer blocks",
+                prompt_tokens=prompt,
+                positions=0,
+                budget=self.budget,
+            )
         if prompt > self.positions:
             raise LimitError(
                 f"the prompt has {prompt:,} tokens; the KV cache of {self.where} holds {self.positions:,} in "

@@ -107,8 +107,10 @@ class Market:
                     f"model {model.name} can't be loaded here: {worker.fault.message}"
                 ) from None
             if worker is not None and not worker.ready:
-                detail = f" ({worker.detail})" if worker.detail else ""
-                raise NotReady(f"model {model.name} is {worker.state} here{detail}") from None
+                away = self.offers.away  # paused: waiting for the worker alone helps nobody
+                detail = f"the node is {away}; 'dgnctl resume' ends that" if away else worker.detail
+                why = f" ({detail})" if detail else ""
+                raise NotReady(f"model {model.name} is {worker.state} here{why}") from None
             raise
         self.refuse_conflict(model, [hop.peer for hop in route])
         return route

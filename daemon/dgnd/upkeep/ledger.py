@@ -113,7 +113,7 @@ class Ledger:
             weights=weights,
             mapped=sum(each.mapped for each in held.values()),
             kv=kv,
-            kv_limit=sum(worker.stats.kv_budget for worker in held),
+            kv_limit=sum(worker.stats.kv_budget for worker in held if worker.stats.kv_budget > 1),
             journals=journals,
             queues=queues,
             programs=programs,

@@ -21,8 +21,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class KVBudget(Generic[Key]):
-    """`total` bytes for all sequences of one worker; 0 is no limit. A sequence is busy from when it reserves
-    until it is said to be idle; idle ones give way, the one idle for longest first, busy ones never."""
+    """`total` bytes for all sequences of one worker; 0 is no limit, 1 stands for nothing. A sequence is busy
+    from when it reserves until it is said to be idle; idle ones give way, the one idle for longest first,
+    busy ones never."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -73,7 +74,7 @@ class KVBudget(Generic[Key]):
                 numbers: dict[str, DataValue] = {"needed": wanted, "budget": self.total, "held": used}
                 if wanted > self.total:
                     raise LimitError(
-                        f"{need}; it may take {self.total:,} bytes here; {_REMEDY}",
+                        f"{need}; it may take {self.total if self.total > 1 else 0:,} bytes here; {_REMEDY}",
                         **numbers,
                     )
                 raise NoRoomNow(
