@@ -37,6 +37,22 @@ SCHEMAS: list[dict[str, Any]] = [
     {"type": "array", "items": {"enum": ["red", "green", None]}, "minItems": 2, "maxItems": 4},
     {"anyOf": [{"type": "boolean"}, {"const": {"a": [1, "ü😀"]}}]},
     {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {"kind": {"const": "a"}, "n": {"type": "boolean"}},
+                "required": ["kind", "n"],
+                "additionalProperties": False,
+            },
+            {
+                "type": "object",
+                "properties": {"kind": {"const": "b"}},
+                "required": ["kind"],
+                "additionalProperties": False,
+            },
+        ]
+    },
+    {
         "$ref": "#/$defs/tree",
         "$defs": {
             "tree": {
@@ -106,9 +122,13 @@ def test_a_model_without_an_end_completes_its_answer(demo: TextAssets, tmp_path:
     ("schema", "says"),
     [
         ({"type": "wizard"}, "Invalid type: wizard"),
-        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "array", "uniqueItems": True}, '"uniqueItems" at #: no answer can be held to that'),
+        ({"properties": {"a/b": {"items": {"not": {}}}}}, '"not" at #/properties/a~1b/items: '),
+        ({"properties": {"not": {"if": {}}}, "enum": [{"if": 1}]}, '"if" at #/properties/not: '),
+        ({"anyOf": [{"type": "string"}, {"contains": {}}]}, '"contains" at #/anyOf/1: '),
+        ({"$defs": {"x": {"uniqueItems": True}}, "$ref": "#/$defs/x"}, '"uniqueItems" at #/$defs/x: '),
         ({"type": "string", "pattern": "("}, "unclosed group"),
-        ({"oneOf": [{"type": "object"}, {"type": "object"}]}, "oneOf constraints are not supported"),
+        ({"oneOf": [{"type": "object"}, {"type": "object"}]}, '"oneOf" at #: its branches may overlap'),
         ({"enum": ["\ud800"]}, "surrogates not allowed"),
         ({"$ref": "#/nowhere"}, "'/nowhere' does not exist"),
         ({"$ref": "https://example.com/schema"}, "not present"),

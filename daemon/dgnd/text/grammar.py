@@ -7,6 +7,7 @@ sessions or of models.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import llguidance
 import msgspec
 
 from dgnd.errors import BadRequest, LimitError, ModelError, one_line
+from dgnd.text.schema_places import place_of
 from dgnd.text.tokenizer import Tokenizer
 from dgnd.text.tools import Function, ToolStyle, calls_grammar
 
@@ -27,6 +29,8 @@ _LIMITS = llguidance.LLParserLimits(
 _NO_END = 0
 #: White space between JSON's parts. Without a bound a model may write it for ever.
 _SPACE = r"[ \n]{1,16}"
+#: How the library names keywords that it does not know.
+_UNKNOWN = re.compile(r'Unimplemented keys: \["([^"]+)"')
 
 
 class Form:
@@ -96,7 +100,7 @@ class Forms:
             )
             return self._form(made)
         except (ValueError, LimitError) as error:
-            raise _refused(_reason(str(error))) from None
+            raise _refused(_in_words(schema, _reason(str(error)))) from None
 
     def calls(self, style: ToolStyle, functions: Sequence[Function], several: bool) -> Form:
         """Calls of these functions. Raises BadRequest where their parameters can't be used."""
@@ -112,6 +116,18 @@ class Forms:
         if matcher.is_error():
             raise ValueError(matcher.get_error())
         return Form(matcher, self.vocab, self._ends)
+
+
+def _in_words(schema: dict[str, Any], reason: str) -> str:
+    """The library's reason; where it names keywords that it does not know, the place of the first one."""
+    if reason.startswith("oneOf "):
+        keyword, cure = "oneOf", "its branches may overlap; use anyOf, or tell them apart by a type or const"
+    elif unknown := _UNKNOWN.match(reason):
+        keyword, cure = unknown[1], "no answer can be held to that; leave it out, and check it afterwards"
+    else:
+        return reason
+    place = place_of(schema, keyword)
+    return f'"{keyword}"{f" at {place}" if place else ""}: {cure}'
 
 
 def _refused(why: str) -> BadRequest:
