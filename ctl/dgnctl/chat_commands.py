@@ -66,7 +66,7 @@ def _save(chat: Conversation, argument: str) -> None:
             chat.catch_up()
             ids = chat.link.token_ids()
         if not ids:
-            raise BadRequest("nothing was said yet that could be saved")
+            raise BadRequest("nothing was said yet that could be saved; say something first")
         write_ids(path, ids)
         chat.screen.note(f"({len(ids)} token ids written to {path})")
         return
@@ -147,7 +147,7 @@ def _edit(chat: Conversation, text: str) -> None:
         raise BadRequest("/edit takes the text here: /edit TEXT")
     last = chat.pending or (chat.talk.exchanges[-1].said if chat.talk.exchanges else None)
     if last is None:
-        raise BadRequest("nothing was said yet that could be changed")
+        raise BadRequest("nothing was said yet that could be changed; say something first")
     chat.begin_with, chat.editing = last, True
 
 

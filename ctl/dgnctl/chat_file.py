@@ -128,7 +128,7 @@ def read_chat(path: Path) -> SavedChat:
     try:
         chat = msgspec.json.decode(data, type=SavedChat)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadRequest(f"{path}: is no saved conversation: {error}") from None
+        raise BadRequest(f"{path}: is no saved conversation: {error}; give a file that /save wrote") from None
     if chat.format != FORMAT:
         raise BadRequest(f"{path}: has the format {chat.format!r}; this dgnctl reads {FORMAT!r}")
     bad = [

@@ -18,6 +18,7 @@ from dgnd.errors import BadRequest, NotFound
 LAST: Final = "last"
 _ID: Final = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{4}")
 _HISTORY_BYTES: Final = 1 << 20
+_CURE: Final = "see its owner and mode, or set $XDG_STATE_HOME to another directory"
 
 
 class KeptChat(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class ChatStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise BadRequest(f"{self.directory}: can't be read: {error.strerror}") from None
+            raise BadRequest(f"{self.directory}: can't be read: {error.strerror}; {_CURE}") from None
         return [name for name in names if _ID.fullmatch(name)]
 
     def last(self) -> str:
@@ -94,7 +95,7 @@ class ChatStore:
         try:
             self.path(name).unlink(missing_ok=True)
         except OSError as error:
-            raise BadRequest(f"{self.path(name)}: can't be removed: {error.strerror}") from None
+            raise BadRequest(f"{self.path(name)}: can't be removed: {error.strerror}; {_CURE}") from None
 
     def entries(self) -> list[KeptChat]:
         """All of them in a few words each, the newest first."""
@@ -122,7 +123,7 @@ def history_file(directory: Path | None = None) -> Path:
             rest = path.read_bytes()[-_HISTORY_BYTES // 2 :]
             path.write_bytes(rest[rest.find(b"\n\n") + 1 :])  # entries have an empty line before them
     except OSError as error:
-        raise BadRequest(f"{path}: can't be written: {error.strerror}") from None
+        raise BadRequest(f"{path}: can't be written: {error.strerror}; {_CURE}") from None
     return path
 
 
@@ -132,4 +133,4 @@ def _make_private(directory: Path) -> None:
             directory.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
-        raise BadRequest(f"{directory}: can't be made: {error.strerror}") from None
+        raise BadRequest(f"{directory}: can't be made: {error.strerror}; {_CURE}") from None

@@ -74,7 +74,7 @@ class Talk:
             BadRequest: there is none.
         """
         if not self.exchanges:
-            raise BadRequest("nothing was said yet that could be asked again")
+            raise BadRequest("nothing was said yet that could be asked again; say something first")
         last = self.exchanges.pop()
         if not self.exchanges and not self.earlier:
             self.ids = []

@@ -116,7 +116,7 @@ def read_prompt(raw: bool) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise BadRequest(f"the prompt on stdin is not UTF-8: {error}") from None
+        raise BadRequest(f"the prompt on stdin is not UTF-8: {error}; iconv -t UTF-8 makes it so") from None
     return text if raw else text.removesuffix("\n")
 
 

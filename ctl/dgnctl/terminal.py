@@ -57,7 +57,9 @@ class Terminal:
                 emit("\n(type exit, or Ctrl-D, to leave)\n")
                 return ""
             except UnicodeDecodeError:
-                raise BadRequest("that line is not valid text in this locale") from None
+                raise BadRequest(
+                    "that line is not valid text in this locale; try a UTF-8 locale, such as LANG=C.UTF-8"
+                ) from None
 
     @contextlib.contextmanager
     def answering(self, status: Callable[[], str]) -> Iterator[Answering]:
@@ -102,7 +104,7 @@ class Pipe:
         try:
             return data.decode()
         except UnicodeDecodeError as error:
-            raise BadRequest(f"a line on stdin is not UTF-8: {error}") from None
+            raise BadRequest(f"a line on stdin is not UTF-8: {error}; iconv -t UTF-8 makes it so") from None
 
     @contextlib.contextmanager
     def answering(self, status: Callable[[], str]) -> Iterator[Answering]:

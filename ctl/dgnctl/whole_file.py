@@ -35,7 +35,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o666) -> None:
             aside.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise BadRequest(f"{path}: can't be written: {error.strerror}") from None
+        raise BadRequest(f"{path}: can't be written: {error.strerror}; name another place") from None
 
 
 def read_bounded(path: Path, what: str) -> bytes:
@@ -48,7 +48,7 @@ def read_bounded(path: Path, what: str) -> bytes:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise BadRequest(f"{path}: can't be read: {error.strerror}") from None
+        raise BadRequest(f"{path}: can't be read: {error.strerror}; give a {what}") from None
     if len(data) > MAX_BYTES:
         raise BadRequest(f"{path}: more than {MAX_BYTES} bytes; this is no {what}")
     return data

@@ -52,7 +52,8 @@ def run(loaded: LoadedConfig, socket: Path | None) -> None:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{state_dir}: the state directory can't be made: {error.strerror or error}"
+            f"{state_dir}: the state directory can't be made: {error.strerror or error}; "
+            "set state_dir in [node]"
         ) from None
     lock = LockFile.acquire(state_dir / LOCK_FILE, f"the state directory {state_dir}")
     try:

@@ -64,7 +64,8 @@ class Identity:
                 return cls(_read_seed(path))  # the winner's, where two processes started at once
         except OSError as error:
             raise ConfigError(
-                f"{path}: the node's key can't be read or made: {error.strerror or error}"
+                f"{path}: the node's key can't be read or made: {error.strerror or error}; "
+                "start as its owner, or name another state directory"
             ) from error
 
     def sign(self, data: bytes) -> bytes:
@@ -115,7 +116,7 @@ def _read_seed(path: Path) -> bytes:
     try:
         info = os.fstat(handle)
         if not stat.S_ISREG(info.st_mode):
-            raise ConfigError(f"{path}: the node's key is not a regular file")
+            raise ConfigError(f"{path}: the node's key is not a regular file; move it away to get a new one")
         if info.st_mode & 0o077:
             raise ConfigError(
                 f"{path}: others may use the node's key (mode {stat.S_IMODE(info.st_mode):04o}); "

@@ -79,7 +79,8 @@ def init(group_config: Path | None, config: Path | None, state_dir: Path | None)
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{state_dir}: the state directory can't be made: {error.strerror or error}"
+            f"{state_dir}: the state directory can't be made: {error.strerror or error}; name another one "
+            "with --state-dir"
         ) from None
     peer_id = Identity.load_or_create(state_dir / IDENTITY_FILE).peer_id
     click.echo(peer_id)
@@ -101,7 +102,10 @@ def check(group_config: Path | None, config: Path | None) -> None:
     click.echo(format_plan(plans))
     absent = [f"{plan.path / file}" for plan in plans for file in plan.absent]
     if absent:
-        raise ConfigError(f"{path}: this node needs files that are not here: {', '.join(absent)}")
+        raise ConfigError(
+            f"{path}: this node needs files that are not here: {', '.join(absent)}; "
+            "copy them there, or give their blocks to another node"
+        )
 
 
 def _named(config: Path | None) -> Path:

@@ -107,7 +107,8 @@ def uninstall(user: bool, root: Path, dry_run: bool) -> None:
     ours = [path for path in candidates if _by(path) == "dgnctl"]
     if not ours:
         raise BadRequest(
-            f"nothing that 'dgnctl system install' wrote is in {places.under_root(places.units)}"
+            f"nothing that 'dgnctl system install' wrote is in {places.under_root(places.units)}; "
+            "'dgnctl system status' says whose the units are"
         )
     manager = Manager(user)
     asked = root == Path("/") and manager.runs

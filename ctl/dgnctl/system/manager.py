@@ -35,10 +35,13 @@ class Manager:
         try:
             done = self._run(command)
         except FileNotFoundError:
-            raise BadRequest(f"{command[0]} is not installed") from None
+            raise BadRequest(
+                f"{command[0]} is not installed: without systemd start 'dgnd --config FILE' in another way"
+            ) from None
         if done.returncode:
             said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise BadRequest(f"{' '.join(command)}: {said}")
+            more = "'systemctl status dgnd' and 'journalctl -u dgnd' say more"
+            raise BadRequest(f"{' '.join(command)}: {said}; {more}")
 
     def properties(self, unit: str, names: Sequence[str]) -> dict[str, str]:
         """Of a unit; empty where nobody can be asked."""

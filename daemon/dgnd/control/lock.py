@@ -32,7 +32,10 @@ class LockFile:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise ConfigError(f"{path}: can't create the lock file: {error.strerror}") from None
+            raise ConfigError(
+                f"{path}: can't create the lock file: {error.strerror}; "
+                "dgnd has to be able to write into its directory"
+            ) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
