@@ -97,8 +97,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ("[node]", "[node", "1:6: Expected ']'"),
         ('name = "desk"', "name = desk", "2:8: Invalid value"),
-        ('name = "desk"', 'name = "desk"\nname = "x"', "3:11: Cannot overwrite"),
-        ('name = "desk"', "name = 1" + "0" * 5000, "1:1: Exceeds the limit"),
+        ('name = "desk"', 'name = "desk"\nname = "x"', '3:11: name is set already; keep one of the two'),
+        ('name = "desk"', "name = 1" + "0" * 5000, "2:8: a number has too many digits"),
         ('name = "desk"', "name = " + "[" * 3000, "1:1: tables or arrays are nested too deeply"),
         ("name = ", "nmae = ", '2:1: unknown key "nmae" in node; did you mean "name"?'),
         ("threads = ", "thread_count = ", '14:1: unknown key "thread_count" in models.llama'),
@@ -176,6 +176,11 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
             '2:1: "0.0.0.0:11435" can be reached from other machines: name a keys_file with API keys, or '
             "listen on 127.0.0.1:11435",
         ),
+        ("[log]\n[log]", "2:5: the table log is there already; keep one of the two"),
+        ("[a.b]\n[a.b]", "2:5: the table a.b is there already"),
+        (f"[log]\nlevel = {'9' * 5000}", "2:9: a number has too many digits"),
+        ('[metrics]\nlisten = "127.0.0.1:9\\n"', '2:1: "127.0.0.1:9\\n" is no address for metrics; one such'),
+        ('[log]\n"l\\u202eevel" = 1', '2:1: unknown key "l\\u202eevel" in log; did you mean "level"?'),
         ("models = 3", "1:1: models must be a table of tables, not an integer"),
         ("models.a = 3", "1:8: models.a must be a table, not an integer"),
         ("blocks = 3", "1:1: blocks must be an array, not an integer"),
@@ -186,6 +191,12 @@ def test_a_mistake_is_named_with_its_place(tmp_path: Path, old: str, new: str, e
 )
 def test_mistakes_in_other_notations(tmp_path: Path, text: str, expected: str) -> None:
     assert error_of(tmp_path, text).startswith(expected)
+
+
+def test_a_long_value_does_not_hide_what_is_said_of_it(tmp_path: Path) -> None:
+    message = error_of(tmp_path, GOOD.replace("embed,0-13,head", "0" * 5000, 1))
+    assert len(message) < 400
+    assert message.endswith("a range such as 0-13")
 
 
 def test_a_node_may_choose(tmp_path: Path) -> None:

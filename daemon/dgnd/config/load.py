@@ -20,6 +20,7 @@ from dgnd.config.build import KeyProblem, build
 from dgnd.config.check import check_values
 from dgnd.config.locate import KeyPath, Position, locate_keys
 from dgnd.config.schema import Config
+from dgnd.config.syntax import explained, one_line
 from dgnd.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -46,12 +47,10 @@ def load_config(path: Path, backends: Collection[str] | None = None) -> LoadedCo
     text = _read(path)
     try:
         values = tomli.loads(text)
-    except tomli.TOMLDecodeError as error:
-        message = f"{path}:{error.lineno}:{error.colno}: {error.msg}"
-        raise ConfigError(message, file=str(path), line=error.lineno, column=error.colno) from None
-    except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
-        what = "tables or arrays are nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise ConfigError(f"{path}:1:1: {what}", file=str(path), line=1, column=1) from None
+    except (RecursionError, ValueError) as error:  # ValueError: no TOML, or an integer of thousands of digits
+        at, what = explained(text, error)
+        message = f"{path}:{at.line}:{at.column}: {what}"
+        raise ConfigError(message, file=str(path), line=at.line, column=at.column) from None
     try:
         config = build(values)
         check_values(config, _installed() if backends is None else backends)
@@ -74,7 +73,7 @@ def _error_at(path: Path, text: str, key_path: KeyPath, message: str) -> ConfigE
         here = here[:-1]
     at = places.get(here, Position(1, 1))
     return ConfigError(
-        f"{path}:{at.line}:{at.column}: {message}", file=str(path), line=at.line, column=at.column
+        f"{path}:{at.line}:{at.column}: {one_line(message)}", file=str(path), line=at.line, column=at.column
     )
 
 
