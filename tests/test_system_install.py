@@ -242,6 +242,18 @@ def test_without_root_it_says_what_to_do(tmp_path: Path) -> None:
     assert run_command(["system", "install", "--root", str(tmp_path)]) == 2
 
 
+def test_a_disk_that_is_full_is_left_as_it_was(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from dgnctl.cli import run_command; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); sys.exit(run_command(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "system", "install", "--root", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"dgnctl: {tmp_path}/{SYSTEM[0]}: can't be written: File too large\n"
+    assert written(tmp_path) == []
+
+
 def test_a_python_that_the_user_of_the_service_can_not_use_is_named(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -218,6 +219,8 @@ def _write(path: Path, text: str, *, user: bool) -> None:
         temporary.chmod(0o644)
         os.replace(temporary, path)  # noqa: PTH105 - in the same directory
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         cure = "; run it as root, or with --user" if isinstance(error, PermissionError) and not user else ""
         raise BadRequest(f"{path}: can't be written: {error.strerror or error}{cure}") from None
 
