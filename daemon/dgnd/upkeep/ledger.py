@@ -57,6 +57,7 @@ class Account:
     journals: int
     queues: int
     programs: int  #: dgnd and its workers, beside the rest
+    kv_room: int  #: of the budget, what is left for KV when all else has its own; below 0 where it has more
     free: int
 
     @property
@@ -104,9 +105,10 @@ class Ledger:
         journals, queues = self.journals.bytes, self.office.bytes
         programs = max(private_bytes() - journals - queues, 0) + sum(each.program for each in held.values())
         weights = sum(each.weights for each in held.values())
-        spoken = weights + programs + queues + max(journals, self._most_journals(budget))
+        kv_room = budget - self._spare(budget) - weights - programs - queues
+        kv_room -= max(journals, self._most_journals(budget))
         kv, busy = sum(each.kv for each in held.values()), sum(each.kv_busy for each in held.values())
-        free = min(budget - self._spare(budget) - spoken - busy, available_bytes() + kv)
+        free = min(kv_room - busy, available_bytes() + kv)
         return Account(
             budget=budget,
             by=_by(self.amount, limits),
@@ -117,6 +119,7 @@ class Ledger:
             journals=journals,
             queues=queues,
             programs=programs,
+            kv_room=kv_room,
             free=max(free, 0),
         )
 
@@ -175,10 +178,7 @@ class Ledger:
         self.office.most_bytes = max(account.budget // _QUEUE_SHARE, 1)
         ready = [worker for worker in self.workers() if worker.spans and not worker.apart]
         self._told = {worker: told for worker, told in self._told.items() if worker in ready}
-        taken = account.weights + account.programs + account.queues
-        taken += max(account.journals, self._most_journals(account.budget))
-        room = account.budget - self._spare(account.budget) - taken
-        room = max(min(room, account.kv + int(available_bytes() * _AVAILABLE_SHARE)), 1)
+        room = max(min(account.kv_room, account.kv + int(available_bytes() * _AVAILABLE_SHARE)), 1)
         self._complain(account, room <= 1 and bool(ready))
         for number, worker in enumerate(sorted(ready, key=_wanted)):
             share = max(room // (len(ready) - number), 1)
