@@ -28,7 +28,7 @@ from dgnd.errors import DgnError
 from dgnd.identity import IDENTITY_FILE, Identity
 
 #: Deadlines of tests are generous: the machine may be busy.
-READY_S = 60.0
+READY_S = 120.0
 POLL_S = 0.05
 #: Ports for daemons: each process of tests has PORTS of them for itself.
 FIRST_PORT, LAST_PORT, PORTS = 10_000, 30_000, 500
