@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import trio
+import trio.lowlevel
 from cluster import Cluster, Row, TestNode
 from fake_supervisor import FakeSupervisor, activated, listening
 from plugin_site import Site
 from tiny_llama import make_tiny_llama
 
 from dgnd.control.client import ControlClient
-from dgnd.systemd import restarts
+from dgnd.systemd import restarts, supervision
 from dgnd.systemd.restarts import Restarts
+from dgnd.waiting import wait_while
 
 WATCHDOG_S = 3.0
 SPAN = "embed,0-1,head"
@@ -221,6 +228,56 @@ def test_what_is_passed_on_and_is_no_control_socket_is_named(kind: str, tmp_path
     begin = "$LISTEN_FDS promises 1 socket, but descriptor 3" if kind == "nothing" else "the service manager"
     assert done.stdout.startswith(begin)
     assert ("one is needed" in done.stdout) == (kind == "two")
+
+
+def test_ready_is_said_again_where_the_service_manager_was_too_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "dgnd")
+    address = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setattr(supervision, "_STEADY_POLL_S", 0.05)
+    standing: Any = SimpleNamespace(
+        state=lambda: "ready", why=lambda: "serves", serves=lambda: True, started=True, workers=list
+    )
+    found = supervision.Supervision(standing, tmp_path / "none.sock")
+    said: list[bytes] = []
+
+    async def play(manager: socket.socket) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(found.run)
+            with trio.fail_after(60):
+                await wait_while(lambda: "serving" not in caplog.text, 60)
+                assert not found.ready
+                while not found.ready:
+                    take(manager, said)
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.setblocking(False)
+        fill(address)
+        trio.run(play, manager)
+        take(manager, said)
+    assert said.count(b"READY=1\nSTATUS=ready: serves") == 1
+    assert caplog.text.count("serving") == 1
+
+
+def take(manager: socket.socket, said: list[bytes]) -> None:
+    """All that lies in its queue."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            said.append(manager.recv(4096))
+
+
+def fill(address: str) -> None:
+    """Sends to it until its queue is full."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sender.sendto(b"x", address)
 
 
 def test_after_failures_in_a_row_it_waits_longer_and_longer_and_a_good_end_counts(

@@ -55,28 +55,34 @@ class Supervision:
         """It was, or could not be."""
         self._told = f"the configuration stays as it was: {problem}" if problem else self._line()
         if self.ready:
-            sdnotify.ready(self._told)
+            self._say_ready(self._told)
 
     # --- how it is
 
     def _line(self) -> str:
         return f"{self.standing.state()}: {self.standing.why()}"
 
+    def _say_ready(self, line: str) -> None:
+        """What is not taken, as its queue is full for a moment, is said again: else the start would fail."""
+        self._told = line
+        self.ready = sdnotify.ready(line) or not sdnotify.is_asked()
+
     async def _tell(self) -> None:
-        before = ""
+        before, serving = "", False
         while True:
             line = self._line()
             if not self.ready and self.standing.serves():
-                self.ready, self._told = True, line
-                sdnotify.ready(line)
-                log.info("serving")
+                self._say_ready(line)
+                if not serving:
+                    log.info("serving")
+                serving = True
             elif line not in (before, self._told):  # what was told of a reload stays until something changes
                 self._told = line
                 sdnotify.status(line)
             if self.ready and not sdnotify.is_asked():
                 return
             before = line
-            await trio.sleep(_STEADY_POLL_S if self.ready else _POLL_S)
+            await trio.sleep(_STEADY_POLL_S if self.ready or serving else _POLL_S)
 
     # --- that it lives
 
