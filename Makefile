@@ -4,7 +4,7 @@ BIN = .venv/bin
 # The last: hundreds of processes are started, and none shall compile every module for itself.
 unexport PYTHONPATH PYTHONHOME PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test check demo-model deb test-rootfs test-js test-systemd test-churn test-memory bench clean
+.PHONY: help demo test check bytecode demo-model deb test-rootfs test-js test-systemd test-churn test-memory bench clean
 
 help:
 	@echo 'make demo               two daemons that share the demo model, and a chat with them'
@@ -34,7 +34,12 @@ check:
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: check
+# Made beside the checks, which take one core; else each of three processes of tests makes it for itself.
+bytecode:
+	@scripts/bootstrap.sh test
+	@$(BIN)/python -m pytest -n 0 --collect-only -q >/dev/null 2>&1 &
+
+test: bytecode check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -rs --durations 10
 
 demo-model:

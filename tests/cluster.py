@@ -203,7 +203,7 @@ class TestNode:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def terminate(self, timeout: float = 15.0) -> int:
+    def terminate(self, timeout: float = 60.0) -> int:
         """SIGTERM; returns the exit code."""
         self.signal(signal.SIGTERM)
         assert self.process is not None
@@ -233,7 +233,7 @@ class Cluster:
         for node in self.nodes.values():
             if node.process is not None:
                 try:
-                    node.process.wait(15)
+                    node.process.wait(60)
                 except subprocess.TimeoutExpired:
                     node.process.kill()
                     node.process.wait()

@@ -12,7 +12,7 @@ from cluster import TestNode
 from dgnd.control import api
 from dgnd.control.client import ControlClient
 
-TOKENS = 300
+TOKENS = 200
 #: Both kinds of answers.
 SAMPLINGS = [{}, {"temperature": 0.9, "seed": 7, "presence_penalty": 0.5}]
 #: Answers that were looked for, by who gave them, and how.

@@ -57,7 +57,7 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def wait_for_more(self, requests: int = 8, timeout: float = 60.0) -> None:
+    def wait_for_more(self, requests: int = 8, timeout: float = 180.0) -> None:
         """Waits until so many further requests were answered."""
         goal, deadline = self.done + requests, time.monotonic() + timeout
         while self.done < goal and not self.errors:
@@ -114,7 +114,7 @@ def serving(node: TestNode) -> set[str]:
 def restart(cluster: Cluster, origin: TestNode, name: str) -> None:
     """Stops a node with SIGTERM, starts it again, and waits until `origin` can use it."""
     node = cluster.nodes[name]
-    code = node.terminate(30.0)
+    code = node.terminate(60.0)
     assert code == 0, f"{name} ended with {code}:\n{node.log}"
     node.start()
     node.wait_ready()

@@ -39,7 +39,7 @@ class Person:
 
     def __init__(self, *args: str) -> None:
         self.child = pexpect.spawn(
-            sys.executable, [*CHAT, *args], timeout=15, encoding="utf-8", dimensions=(24, 80)
+            sys.executable, [*CHAT, *args], timeout=60, encoding="utf-8", dimensions=(24, 80)
         )
         self.child.delaybeforesend = None
 
@@ -361,7 +361,7 @@ def test_a_daemon_that_dies_in_mid_answer_loses_nothing(
 
 
 def piped(said: bytes, *args: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([sys.executable, *CHAT, *args], input=said, capture_output=True, timeout=30)
+    return subprocess.run([sys.executable, *CHAT, *args], input=said, capture_output=True, timeout=90)
 
 
 def test_lines_in_answers_out(daemon: EchoDaemon) -> None:
@@ -389,7 +389,7 @@ def test_ctrl_c_over_pipes_ends_the_chat(daemon: EchoDaemon) -> None:
         process.stdin.flush()
         process.stdout.read(3)
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(daemon.service.cancelled) == len(daemon.service.seen) == 1
 

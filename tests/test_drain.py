@@ -18,7 +18,7 @@ from dgnd.control.client import ControlClient
 from dgnd.errors import BlocksMissing, Draining, ShuttingDown
 
 #: What these nodes have for their goodbye, and the most that it may take on a busy machine.
-DRAIN_S, END_S = 4.0, 12.0
+DRAIN_S, END_S = 4.0, 30.0
 ENDLESS = asked(max_tokens=4000)
 
 
@@ -116,7 +116,7 @@ class Leaver:
 
     def wait(self) -> None:
         """Waits until it has left."""
-        self._thread.join(END_S)
+        self._thread.join(2 * END_S)
         assert self.found is not None, "it does not leave"
 
 

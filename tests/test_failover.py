@@ -76,8 +76,15 @@ def test_an_answer_survives(cluster: Cluster, sampling: dict[str, object], how: 
             node = cluster.nodes[name]
             kill_worker(node) if how == "worker" else node.kill()
 
+    before = recoveries(origin)
     assert Asked(origin, params, after, strike).ids() == right
+    origin.wait_for(lambda: recoveries(origin) > before, what="word of the recovery in the log")
     nothing_is_left(cluster)
+
+
+def recoveries(origin: TestNode) -> int:
+    """How often an answer of it had to go on elsewhere or again, as its log says."""
+    return origin.log.count(" goes on after ")
 
 
 def nothing_is_left(cluster: Cluster) -> None:
@@ -161,9 +168,9 @@ def test_a_worker_stopped_while_nobody_asks_is_not_offered(cluster: Cluster, sto
     (worker,) = node.ctl_json("status")["workers"]
     assert worker["state"] == "silent"
     assert f"(pid {pid}) neither answers nor computes" in worker["detail"]
-    answer = Asked(origin, params, 0, lambda _: None)
-    assert answer.ids() == right
-    assert answer.longest_s < 2  # nobody had to find out
+    before = recoveries(origin)
+    assert Asked(origin, params, 0, lambda _: None).ids() == right
+    assert recoveries(origin) == before  # nobody had to find out
     os.kill(pid, signal.SIGCONT)
     origin.wait_for(lambda: serving(origin) == set("abcde"), what="offers of all")
     node.wait_ready()

@@ -572,7 +572,7 @@ def test_ten_thousand_random_strings_on_port_and_socket_change_nothing(cluster: 
     daemon = psutil.Process(a.process.pid)
 
     def port() -> socket.socket:
-        return socket.create_connection(("127.0.0.1", a.port), timeout=5)
+        return socket.create_connection(("127.0.0.1", a.port), timeout=30)
 
     def control() -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)

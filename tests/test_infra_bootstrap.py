@@ -85,7 +85,7 @@ class Checkout:
     def run(self, kind: str = "demo") -> tuple[int, str]:
         """Exit code and stderr; stdout belongs to what comes after."""
         process = self.start(kind)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=120)
         assert out == ""
         return process.returncode, err
 
@@ -190,7 +190,7 @@ def test_two_at_once_install_once(checkout: Checkout) -> None:
     assert "waiting for another run" in second.stderr.readline()
     (checkout.root / "slow").unlink()
     for process in (first, second):
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
         assert process.returncode == 0
     assert len(checkout.installs) == 1
 

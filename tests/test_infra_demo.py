@@ -68,7 +68,7 @@ class Demo:
 
     def assert_nothing_is_left(self, processes: list[psutil.Process]) -> None:
         """All `processes` end within the daemons' time to stop, and the directory goes."""
-        _, alive = psutil.wait_procs(processes, timeout=12)
+        _, alive = psutil.wait_procs(processes, timeout=60)
         assert not [process.cmdline() for process in alive]
         assert list(self.directory.glob("dgn-demo-*")) == []
 
@@ -152,7 +152,7 @@ def test_nothing_is_left_behind(start: Callable[..., Demo], how: str, ready: boo
     else:
         signals = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "hang up": signal.SIGHUP}
         demo.process.send_signal(signals[how])
-    demo.process.wait(timeout=20)
+    demo.process.wait(timeout=60)
     demo.assert_nothing_is_left(started)
 
 
@@ -162,7 +162,7 @@ def test_a_daemon_that_ends_is_said(start: Callable[..., Demo]) -> None:
     started = demo.descendants()
     daemon = next(each for each in started if "--config" in each.cmdline() and "attic" in each.cmdline()[-1])
     daemon.kill()
-    demo.process.wait(timeout=20)
+    demo.process.wait(timeout=60)
     assert demo.process.returncode == 1
     assert "the daemon of attic ended" in demo.errors.read_text()
     demo.assert_nothing_is_left(started)

@@ -206,7 +206,7 @@ def test_a_pause_ends_by_itself_and_outlives_a_restart(two: Cluster) -> None:
     print(f"MiB loaded {loaded:.0f}, of them dgnd {alone:.0f}; paused {back:.0f}, after {took:.1f} s")
     assert loaded - alone > 20  # a worker
     assert back - alone < (loaded - alone) / 3  # nothing else has taken its place
-    assert took < 10
+    assert took < 30  # ten where nothing else runs
     node.ctl("resume")
     node.wait_ready()
     assert not (node.directory / "state" / "paused.json").exists()

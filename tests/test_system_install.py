@@ -213,7 +213,7 @@ def test_what_the_unit_of_a_user_starts_really_runs(tmp_path: Path, monkeypatch:
             assert (run / "dgn/dgnd.sock").is_socket()
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=90)
     done("install", "--user")  # again: the configuration is the user's now
     assert "tcp/0" in config.read_text()
     done("uninstall", "--user")

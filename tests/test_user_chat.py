@@ -51,7 +51,7 @@ class Person:
     def __init__(self, node: TestNode, *options: str) -> None:
         arguments = [*CHAT, "--socket", str(node.socket), *options]
         self.child = pexpect.spawn(
-            sys.executable, arguments, timeout=30, encoding="utf-8", dimensions=(24, 80)
+            sys.executable, arguments, timeout=90, encoding="utf-8", dimensions=(24, 80)
         )
         self.child.delaybeforesend = None
 
