@@ -31,14 +31,14 @@ def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpNode]:
     block = read_config(path).block
     page = PAGE_POSITIONS * 4 * 2 * block.n_kv_heads * block.head_dim * 4  # of four blocks, in f32
     models = {"m": {"path": str(path), "backend": SLOW, "kv_bytes": page * 3 // 2}}
-    site = slow_site(directory / "site", 0.1)
+    site = slow_site(directory / "site", 0.3)
     with http_node(directory / "nodes", models, {"m": "embed,0-3,head"}, sessions=WAITS, env=site) as http:
         yield http
 
 
 @contextmanager
 def full(http: HttpNode) -> Iterator[None]:
-    """Meanwhile an answer has the memory; it would go on for 20 s and more."""
+    """Meanwhile an answer has the memory; it would go on for a minute and more."""
     with ControlClient(http.node.socket) as client:
         stream = client.start_generate(api.GenerateParams(prompt="a", raw=True, max_tokens=220))
         stream.wait()
