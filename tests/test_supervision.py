@@ -23,7 +23,7 @@ from plugin_site import Site
 from tiny_llama import make_tiny_llama
 
 from dgnd.control.client import ControlClient
-from dgnd.systemd import restarts, supervision
+from dgnd.systemd import restarts, sdnotify, supervision
 from dgnd.systemd.restarts import Restarts
 from dgnd.waiting import wait_while
 
@@ -305,3 +305,9 @@ def test_the_delay_grows_to_a_bound(tmp_path: Path) -> None:
     assert counted.begin() == (0, 0.0)
     assert Restarts.of({"RUNTIME_DIRECTORY": str(tmp_path)}) == Restarts(None)  # nobody starts it again
     assert restarts.delay_s(10**6) == restarts.LONGEST_S
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-5", "0", "²", "9" * 5000])
+def test_a_watchdog_of_no_time_is_none(text: str) -> None:
+    assert sdnotify.watchdog_s({"WATCHDOG_USEC": text}) is None
+    assert sdnotify.watchdog_s({"WATCHDOG_USEC": "1500000"}) == 1.5

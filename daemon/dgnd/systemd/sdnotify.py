@@ -36,7 +36,7 @@ def watchdog_s(environ: Mapping[str, str] = os.environ) -> float | None:
     """How long the service manager waits for `alive` before it takes the daemon for hung; None: it does
     not."""
     text, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID", "")
-    if not text.isdigit() or int(text) == 0 or pid not in ("", str(os.getpid())):
+    if not text.isdecimal() or len(text) > 18 or int(text) == 0 or pid not in ("", str(os.getpid())):
         return None
     return int(text) / 1e6
 
