@@ -242,6 +242,15 @@ def test_without_root_it_says_what_to_do(tmp_path: Path) -> None:
     assert run_command(["system", "install", "--root", str(tmp_path)]) == 2
 
 
+@pytest.mark.parametrize("command", ["install", "status", "uninstall"])
+def test_a_root_that_can_not_be_looked_into_is_named(tmp_path: Path, command: str) -> None:
+    loop = tmp_path / "loop"  # not even root looks through it
+    loop.symlink_to(loop)
+    message = refused(command, "--root", loop)
+    assert message.startswith(f"{loop}/")
+    assert "can't be looked at: " in message
+
+
 def test_a_disk_that_is_full_is_left_as_it_was(tmp_path: Path) -> None:
     script = (
         "import resource, sys; from dgnctl.cli import run_command; "

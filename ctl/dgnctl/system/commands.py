@@ -82,7 +82,7 @@ def install(user: bool, root: Path, dry_run: bool) -> None:
             "such as in /opt/dgn, or use --user"
         )
     found = files(places, sys.executable, home=in_a_home(here))
-    if user and not places.under_root(places.config).exists():
+    if user and not _is_there(places.under_root(places.config)):
         found[places.config] = _USER_CONFIG.format(state=_toml(str(places.state)))
     commands = _after_install(places)
     if dry_run:
@@ -128,7 +128,7 @@ def uninstall(user: bool, root: Path, dry_run: bool) -> None:
             raise BadRequest(f"{path}: can't be removed: {error.strerror or error}") from None
         emit(f"removed {path}\n")
     _run(after)
-    kept = [str(path) for path in map(places.under_root, (places.config, places.state)) if path.exists()]
+    kept = [str(path) for path in map(places.under_root, (places.config, places.state)) if _is_there(path)]
     emit(f"left: {', '.join(kept)}\n" if kept else "")
 
 
@@ -161,7 +161,7 @@ def status(user: bool, root: Path, as_json: bool) -> None:
 
 def _unit(places: Places, manager: Manager, name: str, *, ask: bool) -> UnitState:
     own = places.under_root(places.units / name)
-    path = next((each for each in (own, *places.packaged) if each.name == name and each.exists()), own)
+    path = next((each for each in (own, *places.packaged) if each.name == name and _is_there(each)), own)
     said = manager.properties(name, _SHOWN) if ask else {}
     active = said.get("ActiveState", "")
     return UnitState(
@@ -182,7 +182,7 @@ def _places(user: bool, root: Path) -> Places:
 
 def _refuse_others(places: Places) -> None:
     for path in places.packaged:
-        if path.exists():
+        if _is_there(path):
             raise BadRequest(
                 f"{path} is there: a package brought it, and the units written here would hide it; use it, "
                 "or remove the package first"
@@ -195,16 +195,26 @@ def _refuse_others(places: Places) -> None:
 
 
 def _by(path: Path) -> str:
-    if not path.exists() and not path.is_symlink():
+    if not _is_there(path):
         return ""
     return "dgnctl" if _text(path).startswith(MARK) else "somebody"
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise BadRequest(f"{path}: can't be looked at: {error.strerror or error}") from None
+    return True
+
+
 def _text(path: Path) -> str:
     """What is in it, as far as it is a file with text: a pipe is not waited for."""
-    if not path.is_file():
-        return ""
     try:
+        if not path.is_file():
+            return ""
         with path.open(errors="replace") as file:
             return file.read(_MOST_TEXT)
     except OSError:
