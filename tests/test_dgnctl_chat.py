@@ -320,6 +320,18 @@ def test_a_daemon_that_was_restarted_is_said(tmp_path: Path, monkeypatch: pytest
         person.__exit__()
 
 
+def test_a_session_that_was_cleared_is_told_again(daemon: EchoDaemon) -> None:
+    """As by `dgnctl cache clear`: what is said next must not be answered without what was said before."""
+    with Person() as person:
+        person.say("hello", "hello ")
+        daemon.service.sessions.clear()
+        person.say("again", "has forgotten the conversation", "again ")
+        assert list(daemon.service.sessions.values()) == [[100, 1000, 100, 1000]]
+        person.say("clear", "forgotten")
+        person.say("anew", "anew ")
+        assert list(daemon.service.sessions.values()) == [[100, 1000]]
+
+
 def test_a_daemon_that_dies_in_mid_answer_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

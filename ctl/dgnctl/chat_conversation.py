@@ -200,7 +200,7 @@ class Conversation:
 
     def catch_up(self) -> None:
         """dgnd's session holds the conversation's token ids, where they are known."""
-        if self.link.forgotten() and not self.talk.fresh:
+        if self.talk.ids and self.link.forgotten():
             self.synced = False
             self.screen.note("(dgnd has forgotten the conversation, and is told it again)")
         if not self.synced and self.talk.ids is not None:

@@ -19,7 +19,6 @@ class Link:
         self._tied = not name  #: dgnd forgets it with the connection, however this program ends
         self.session = name or f"chat-{os.getpid()}-{os.urandom(4).hex()}"
         self._client = self._open()
-        self._lost = False
 
     def _open(self) -> ControlClient:
         client = self._connect()
@@ -33,16 +32,14 @@ class Link:
 
     def lose(self) -> None:
         """dgnd is gone, or says nothing; another one may be there later."""
-        self._lost = True
         self._client.close()
 
     def hang_up(self) -> None:
         """Ends and frees what dgnd was doing; the session goes over to a new connection first."""
         before = self._client
         try:
-            self._client = self._open()
-        except DgnError:
-            self._lost = True
+            with contextlib.suppress(DgnError):
+                self._client = self._open()
         finally:
             before.close()
 
@@ -57,18 +54,13 @@ class Link:
         return self._connect()
 
     def forgotten(self) -> bool:
-        """Whether dgnd was lost meanwhile and has forgotten the session; says so once."""
-        client = self.client()
-        if not self._lost:
-            return False
-        forgotten = not self.token_ids(client)  # one without any was begun by a request that failed
-        self._lost = False
-        return forgotten
+        """Whether dgnd has nothing of the session any more: it is another one, or was told to forget it."""
+        return not self.token_ids()
 
-    def token_ids(self, client: ControlClient | None = None) -> list[int] | None:
+    def token_ids(self) -> list[int] | None:
         """Those of the session; None where dgnd has none."""
         try:
-            found: api.SessionTokens = (client or self.client()).call(
+            found: api.SessionTokens = self.client().call(
                 "session.export", api.SessionParams(session=self.session)
             )
         except NotFound:
