@@ -7,6 +7,8 @@ from typing import Final
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -36,6 +38,15 @@ def _ollama(error: DgnError) -> ErrorAnswer:
 OLLAMA: Final = Form(_ollama, lambda error: (answering.LINES, answering.line(_ollama(error))))
 
 
+#: Browsers give pages of this machine what they ask for; to others they show nothing, whatever is answered.
+_FOR_PAGES: Final = Middleware(
+    CORSMiddleware,
+    allow_origin_regex=r"https?://(localhost|127(\.\d+){3}|\[::1\])(:\d+)?",
+    allow_methods=["GET", "POST"],
+    allow_headers=["*"],
+)
+
+
 def make_app(house: House) -> Starlette:
     """The ASGI application."""
 
@@ -58,6 +69,7 @@ def make_app(house: House) -> Starlette:
             at("POST", "/api/show", ollama_models.show, OLLAMA),
             at("GET", "/api/version", ollama_models.version, OLLAMA),
         ],
+        middleware=[_FOR_PAGES],
         exception_handlers={HTTPException: _no_such_place},
     )
     app.router.redirect_slashes = False
