@@ -71,7 +71,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(
     shown = done("install", "--root", tmp_path, "--dry-run", *user)
     assert written(tmp_path) == []
     assert "dgnd.service\n" + MARK in shown
-    assert f"ExecStart={sys.executable} -m dgnd " in shown
+    assert f"ExecStart={sys.executable} -P -m dgnd " in shown
     done("install", "--root", tmp_path, *user)
     before = written(tmp_path)
     assert f"would remove {tmp_path}/" in done("uninstall", "--root", tmp_path, "--dry-run", *user)
@@ -279,7 +279,7 @@ def test_a_python_that_the_user_of_the_service_can_not_use_is_named(tmp_path: Pa
     ["/opt/dgn/bin/python", "/opt/my dgn/python", '/opt/a"b/python', "/opt/100%/python", "/opt/$x/python"],
 )
 def test_any_path_is_one_word_of_the_unit(path: str) -> None:
-    unit = f"[Service]\nExecStart={quoted(path)} -m dgnd\n"
+    unit = f"[Service]\nExecStart={quoted(path)} -P -m dgnd\n"
     if '"' not in path:
         assert interpreter_of(unit) == path
     assert quoted(path).count("%") == 2 * path.count("%")

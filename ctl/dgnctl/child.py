@@ -15,7 +15,7 @@ from dgnctl.terminal import ending_signals
 def child_running(module: str, *arguments: str, patience_s: float) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module arguments… PID`, where PID is this process, whose end the child is to notice. Told to
     end, killed after `patience_s`, and waited for, whatever happens here."""
-    command = [sys.executable, "-m", module, *arguments, str(os.getpid())]
+    command = [sys.executable, "-P", "-m", module, *arguments, str(os.getpid())]
     # In a session of its own a Ctrl-C doesn't reach it at an awkward moment of its start.
     with (
         ending_signals(),

@@ -38,7 +38,7 @@ def files(places: Places, python: str, *, home: bool) -> dict[Path, str]:
     source = masters()
     service = (source / "dgnd.service").read_text()
     socket = (source / "dgnd.socket").read_text()
-    command = f"{quoted(python)} -m dgnd"
+    command = f"{quoted(python)} -P -m dgnd"
     if places.user:
         command += f" --config {quoted(str(places.config))} --socket %t/dgn/dgnd.sock"
     else:

@@ -112,7 +112,7 @@ class LocalModel:
         if self._text is not None or not (self.path / TOKENIZER_FILE).is_file():
             return
         section = self.section
-        command = [sys.executable, "-m", "dgnd.text.check", str(self.path), section.chat_template]
+        command = [sys.executable, "-P", "-m", "dgnd.text.check", str(self.path), section.chat_template]
         result = await trio.run_process(command, capture_stderr=True, check=False)
         lines = result.stderr.decode(errors="replace").strip().splitlines()
         if result.returncode == 1 and lines and self._text is None and self.section is section:

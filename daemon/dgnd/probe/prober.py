@@ -118,7 +118,7 @@ class _Child:
         try:
             # Not trio's open_process, for the reason given in `dgnd.workers.handle`.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dgnd.probe.child", name, str(theirs), str(os.getpid())],
+                [sys.executable, "-P", "-m", "dgnd.probe.child", name, str(theirs), str(os.getpid())],
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 stdout=their_output,

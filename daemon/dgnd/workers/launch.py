@@ -19,7 +19,7 @@ def worker_command(fd: int, note_fd: int, log_level: str = "INFO") -> list[str]:
     """The command of a worker that talks over the socket `fd`, keeps the `RunningNote` of `note_fd`, and ends
     with this process; what built-in backends say from `log_level` on is logged."""
     numbers = [str(number) for number in (fd, note_fd, os.getpid())]
-    return [sys.executable, "-m", "dgnd.worker", *numbers, log_level]
+    return [sys.executable, "-P", "-m", "dgnd.worker", *numbers, log_level]
 
 
 def worker_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:

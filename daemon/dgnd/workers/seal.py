@@ -86,6 +86,7 @@ class Seal:
         """Has the digests made in a low-priority child, which reads each state of a file once."""
         command = [
             sys.executable,
+            "-P",
             "-m",
             "dgn_backends.manifest",
             str(self._path),
