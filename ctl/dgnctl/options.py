@@ -45,7 +45,8 @@ class Finite(click.FloatRange):
 
 
 def connect_client(ctx: click.Context, wait_s: float = 0.0) -> ControlClient:
-    """A connection to the daemon that options and environment lead to; waits so long for one to start.
+    """A connection to the daemon that options and environment lead to; waits so long for one to start. It
+    ends with the command at the latest.
 
     Raises:
         NoDaemon, StaleSocket, SocketDenied: saying what to do.
@@ -56,7 +57,7 @@ def connect_client(ctx: click.Context, wait_s: float = 0.0) -> ControlClient:
     until = time.monotonic() + wait_s
     while True:
         try:
-            return ControlClient(client_socket(ctx.meta.get(_SOCKET_KEY)))
+            return ctx.with_resource(ControlClient(client_socket(ctx.meta.get(_SOCKET_KEY))))
         except NoDaemon:
             if time.monotonic() >= until:
                 raise
