@@ -23,7 +23,6 @@ from dgn_backends.onnx_device_kv import Copier
 from dgn_backends.onnx_graph import Numbers
 from dgn_backends.onnx_load import SpanFiles
 from dgn_backends.onnx_pools import DevicePools, HostPools, KvShape, Pools
-from dgn_backends.onnx_release import trim
 from dgn_backends.onnx_runner import OnnxRunner
 from dgn_backends.onnx_segments import Segments
 from dgn_backends.quant_plan import loaded_bytes
@@ -78,7 +77,6 @@ def load_on(
             f'span "{request.span}" of {request.path} does not fit in memory of {device}'
         ) from error
     files.finish()
-    trim()
     block, span = request.config.block, request.span
     shape = KvShape(
         span.stop - span.start,

@@ -21,13 +21,6 @@ _MADV_DONTNEED = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def trim() -> None:
-    """Gives back what was freed but is still held by the C library for its next use (glibc; elsewhere nothing
-    happens): what loading needs for a while is far more than running needs."""
-    if hasattr(_libc, "malloc_trim"):
-        _libc.malloc_trim(0)
-
-
 def comes_back(array: npt.NDArray[np.generic]) -> bool:
     """Whether `array` lies in a mapped file, and is the same again when somebody looks after `release`: all
     that is loaded can be written to, but for what is mapped."""

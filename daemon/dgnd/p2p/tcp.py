@@ -9,6 +9,7 @@ of peers.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 import trio
@@ -23,6 +24,9 @@ from dgnd.p2p.addresses import Endpoint
 READ_SIZE = 256 * 1024
 BACKLOG = 128
 
+#: Where the bytes of all connections arrive, to be copied out at once.
+_arrived = memoryview(bytearray(READ_SIZE))
+
 
 class TcpStream(ReadWriteCloser):
     """One TCP connection. Reads and writes raise ConnectionClosedError when it is over."""
@@ -34,12 +38,19 @@ class TcpStream(ReadWriteCloser):
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to `n` bytes; none at the end."""
-        try:
-            return bytes(await self._stream.receive_some(READ_SIZE if n is None else min(n, READ_SIZE)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ConnectionClosedError(
-                f"connection lost: {error.__cause__ or error}", transport="tcp"
-            ) from error
+        sock = self._stream.socket
+        most = READ_SIZE if n is None else min(n, READ_SIZE)
+        while sock.fileno() >= 0:
+            try:
+                # Waits first: all that had come was read before, so to try would only fail.
+                await trio.lowlevel.wait_readable(sock)
+                size = os.readv(sock.fileno(), [_arrived[:most]])
+            except BlockingIOError:
+                continue
+            except (OSError, trio.ClosedResourceError) as error:
+                raise ConnectionClosedError(f"connection lost: {error}", transport="tcp") from error
+            return bytes(_arrived[:size])
+        raise ConnectionClosedError("connection lost: closed here", transport="tcp")
 
     async def write(self, data: bytes) -> None:
         """Sends everything."""

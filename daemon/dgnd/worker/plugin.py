@@ -4,8 +4,7 @@ whose output is checked before anybody relies on it. Knows nothing of frames of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast, get_args
@@ -37,6 +36,30 @@ _RUNNER_DTYPES = set(get_args(DType)) - {"i32"}
 _MOST = 2**63 - 1
 
 
+class _Blame:
+    """A context: whatever goes wrong in it is the plugin's fault, and names it; only what is wrong with a
+    model or does not fit is not. Several times for every token, so it is no generator."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        match error:
+            case None:
+                pass
+            case BackendError() if not error.message.startswith(self._label):
+                kinds = (BackendUnavailable, NonFiniteOutput)
+                kind = next((kind for kind in kinds if isinstance(error, kind)), BackendError)
+                raise kind(f"{self._label}: {error.message}", **error.data) from error
+            case DgnError():
+                pass  # goes on as it is
+            case _:
+                raise BackendError(f"{self._label} raised {raised(error)}") from error
+
+
 class Plugin:
     """The one plugin of this worker, by name."""
 
@@ -45,23 +68,11 @@ class Plugin:
         self.label = label_of(name)
         self.apart = False  #: it computes in another memory than the machine's
         self.private_weights = 0  #: bytes of weights in memory of this process alone
+        self._blame = _Blame(self.label)
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
-        """Around calls of the plugin and looks at what it returned: whatever goes wrong is its fault, and
-        names it; only what is wrong with a model or does not fit is not."""
-        try:
-            yield
-        except BackendError as error:
-            if error.message.startswith(self.label):
-                raise
-            kinds = (BackendUnavailable, NonFiniteOutput)
-            kind = next((kind for kind in kinds if isinstance(error, kind)), BackendError)
-            raise kind(f"{self.label}: {error.message}", **error.data) from error
-        except DgnError:
-            raise
-        except BaseException as error:
-            raise BackendError(f"{self.label} raised {raised(error)}") from error
+    def call(self) -> _Blame:
+        """Around calls of the plugin and looks at what it returned."""
+        return self._blame
 
     def load(self, request: LoadSpans, config: ModelConfig, progress: Progress) -> list[SpanRunner]:
         """The runners of all spans of the request; raises ModelError, BackendError or LimitError, the last

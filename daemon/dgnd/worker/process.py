@@ -44,6 +44,7 @@ from dgnd.wire.messages import (
     StepFrame,
     WorkerStats,
 )
+from dgnd.worker.heap import trim
 from dgnd.worker.inlet import Inlet
 from dgnd.worker.joined import hops_of, overtakes, positions
 from dgnd.worker.load_watch import LoadWatch
@@ -108,6 +109,7 @@ class WorkerProcess:
             with LoadWatch(lambda: self._hung(label, what)) as watch:
                 self._worker = worker = SpanWorker(request, Progress(self._outlet, watch))
                 worker.self_test()
+            trim()
             gc.freeze()  # modules and the plan stay: looking through them again and again delays steps
             if os.getpid() == pid:  # else this is a copy that the plugin made by forking
                 loaded = Loaded(

@@ -290,7 +290,9 @@ class WorkerHandle:
                 self._heard += 1
                 if self.state == "silent":
                     self._came_back()
-                silence.deadline = trio.current_time() + self._patience_s
+                deadline = trio.current_time() + self._patience_s
+                if abs(deadline - silence.deadline) > _PING_INTERVAL_S:  # to set it costs more than to look
+                    silence.deadline = deadline
                 try:
                     decoder.receive_data(buffer[:size])
                     while (frame := decoder.next_frame()) is not None:
