@@ -11,11 +11,17 @@ from contextlib import contextmanager
 from dgnctl.terminal import ending_signals
 
 
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command `python -m module arguments…`. It takes no module from the current directory (`-P`), where
+    anybody's file json.py may lie."""
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
 @contextmanager
 def child_running(module: str, *arguments: str, patience_s: float) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m module arguments… PID`, where PID is this process, whose end the child is to notice. Told to
     end, killed after `patience_s`, and waited for, whatever happens here."""
-    command = [sys.executable, "-P", "-m", module, *arguments, str(os.getpid())]
+    command = module_command(module, *arguments, str(os.getpid()))
     # In a session of its own a Ctrl-C doesn't reach it at an awkward moment of its start.
     with (
         ending_signals(),

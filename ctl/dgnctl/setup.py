@@ -14,6 +14,7 @@ from typing import Final
 
 import click
 
+from dgnctl.child import module_command
 from dgnctl.output import emit
 from dgnctl.setup_file import (
     DEMO_BLOCKS,
@@ -77,7 +78,7 @@ def setup(output: Path | None, state_dir: Path | None) -> None:
 def _identity(state: Path, of_service: bool) -> str:
     """The peer id, made if there is none."""
     user = _SERVICE_USER if of_service and _has_user(_SERVICE_USER) else None
-    command = [sys.executable, "-P", "-m", "dgnd", "init", "--state-dir", str(state)]
+    command = module_command("dgnd", "init", "--state-dir", str(state))
     # The file that init writes beside the key is for those who don't use setup, but does no harm.
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=_PATIENCE_S, user=user, check=False
@@ -190,7 +191,7 @@ def _write(path: Path, text: str) -> None:
 def _check(path: Path) -> None:
     """Says what the file means, as dgnd has it. Raises BadRequest where it can't be used yet."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "dgnd", "check", "--config", str(path)],
+        module_command("dgnd", "check", "--config", str(path)),
         capture_output=True, text=True, timeout=_PATIENCE_S, check=False,
     )  # fmt: skip
     emit(done.stdout)

@@ -6,7 +6,6 @@ Knows nothing of sessions or peers' offers.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.manifest import TOKENIZER_FILE, Manifest, config_digest, tokenizer_digest
 from dgn_backends.model import ModelConfig
 from dgn_backends.span import Span, parse_spans
+from dgnd.children import module_command
 from dgnd.config.schema import ModelSection
 from dgnd.errors import ConfigError, ModelError
 from dgnd.memory.system_memory import available_bytes
@@ -112,7 +112,7 @@ class LocalModel:
         if self._text is not None or not (self.path / TOKENIZER_FILE).is_file():
             return
         section = self.section
-        command = [sys.executable, "-P", "-m", "dgnd.text.check", str(self.path), section.chat_template]
+        command = module_command("dgnd.text.check", str(self.path), section.chat_template)
         result = await trio.run_process(command, capture_stderr=True, check=False)
         lines = result.stderr.decode(errors="replace").strip().splitlines()
         if result.returncode == 1 and lines and self._text is None and self.section is section:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -18,6 +17,7 @@ import trio
 
 from dgn_backends.errors import BackendUnavailable
 from dgn_backends.registry import BackendEntry, choose_backend, claimed_by, duplicates, list_backends
+from dgnd.children import module_command
 from dgnd.control.api import BackendInfo
 from dgnd.errors import one_line
 from dgnd.probe.report import MAX_REPORT_BYTES, ProbeReport, read_report
@@ -118,7 +118,7 @@ class _Child:
         try:
             # Not trio's open_process, for the reason given in `dgnd.workers.handle`.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dgnd.probe.child", name, str(theirs), str(os.getpid())],
+                module_command("dgnd.probe.child", name, str(theirs), str(os.getpid())),
                 pass_fds=[theirs],
                 stdin=subprocess.DEVNULL,
                 stdout=their_output,

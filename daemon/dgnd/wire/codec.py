@@ -185,8 +185,6 @@ class FrameDecoder:
         return self._take_frame()
 
     def _take_prefix(self) -> bool:
-        if not self._buffer:
-            return False
         # A wrong first byte is refused at once: a stranger's protocol may wait for our answer.
         if not _MAGIC.startswith(self._buffer[:3]) or (len(self._buffer) > 3 and self._buffer[3] != _LAYOUT):
             raise ProtocolError(f"not a frame of this protocol: it begins with {bytes(self._buffer[:4])!r}")

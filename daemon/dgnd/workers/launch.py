@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
+
+from dgnd.children import module_command
 
 #: Has glibc's malloc ask for huge pages (its manual, "Memory Allocation Tunables"): every token reads all
 #: weights, and with small pages looking up addresses is a few per cent of that.
@@ -19,7 +20,7 @@ def worker_command(fd: int, note_fd: int, log_level: str = "INFO") -> list[str]:
     """The command of a worker that talks over the socket `fd`, keeps the `RunningNote` of `note_fd`, and ends
     with this process; what built-in backends say from `log_level` on is logged."""
     numbers = [str(number) for number in (fd, note_fd, os.getpid())]
-    return [sys.executable, "-P", "-m", "dgnd.worker", *numbers, log_level]
+    return module_command("dgnd.worker", *numbers, log_level)
 
 
 def worker_environment(base: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from pathlib import Path
 
 import trio
@@ -17,6 +16,7 @@ import trio
 from dgn_backends.manifest import TOKENIZER_FILE, Manifest, compare
 from dgn_backends.manifest_cache import manifest_from_json
 from dgn_backends.weights import INDEX_FILE, SINGLE_FILE, ModelFiles, file_identity
+from dgnd.children import module_command
 from dgnd.errors import ModelError
 from dgnd.workers.signal_name import signal_name
 
@@ -84,15 +84,7 @@ class Seal:
 
     async def _digests(self) -> Manifest:
         """Has the digests made in a low-priority child, which reads each state of a file once."""
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "dgn_backends.manifest",
-            str(self._path),
-            "--cache",
-            str(self._cache),
-        ]
+        command = module_command("dgn_backends.manifest", str(self._path), "--cache", str(self._cache))
         delay_s = _FIRST_DELAY_S
         while True:
             result = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False)
