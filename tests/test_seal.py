@@ -168,7 +168,7 @@ def test_digests_are_made_again_where_the_child_was_killed(
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nmkdir {tmp_path}/once 2>&- && kill -9 $$\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    monkeypatch.setattr("dgnd.workers.seal.sys.executable", str(python))
+    monkeypatch.setattr("dgnd.children.sys.executable", str(python))
     made = trio.run(Seal(model, tmp_path / "digests").make)
     monkeypatch.undo()
     assert made == trio.run(Seal(model, tmp_path / "digests").make)
