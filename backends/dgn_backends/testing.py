@@ -26,9 +26,10 @@ from dgn_backends.testing_checks import (
     check_row_invariance,
     check_split,
 )
-from dgn_backends.testing_kit import Bench, ConformanceError, MemoryMeter
+from dgn_backends.testing_kit import Bench, ConformanceError
 from dgn_backends.testing_limits import check_kv_accounting, check_limits
 from dgn_backends.testing_memory import check_kv_in_place, check_no_repeat, check_small_masks
+from dgn_backends.testing_memory_meter import MemoryMeter
 
 __all__ = ["CHECKS", "QUANT_TOLERANCE", "TOLERANCE", "ConformanceError", "check_backend"]
 

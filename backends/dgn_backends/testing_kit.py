@@ -1,10 +1,8 @@
 """What the conformance checks are written with: tiny models on disk, runs of a backend and of the
-reference, how far two results are apart, and how much memory something took. Knows nothing of what is
-checked."""
+reference, and how far two results are apart. Knows nothing of what is checked."""
 
 from __future__ import annotations
 
-import ctypes
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,40 +182,3 @@ def distance(got: F32, wanted: F32) -> float:
     apart = np.sqrt(np.mean((got.astype(np.float64) - wanted) ** 2, axis=1))
     size = np.sqrt(np.mean(wanted.astype(np.float64) ** 2, axis=1))
     return float((apart / np.maximum(size, 1e-12)).max())
-
-
-#: mallopt(3)
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_LARGE_BYTES = 1 << 17
-
-
-class MemoryMeter:
-    """The most memory that this process held since the meter was made, beyond what it held then; in bytes,
-    by the system's own count (Linux)."""
-
-    def __init__(self) -> None:
-        libc = ctypes.CDLL(None)
-        # What is large comes from the system and goes back to it at once, whatever ran in this process
-        # before: by itself the allocator learns from what is freed, and then keeps it among what is in use.
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
-        # Memory that was freed but kept by the allocator would hide what is taken next.
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = _status_bytes("VmRSS")
-
-    @staticmethod
-    def is_usable() -> bool:
-        """Whether this system counts memory in the way needed."""
-        return Path("/proc/self/clear_refs").exists() and hasattr(ctypes.CDLL(None), "malloc_trim")
-
-    def peak(self) -> int:
-        """Bytes."""
-        return _status_bytes("VmHWM") - self._before
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise LookupError(f"/proc/self/status has no {field}")

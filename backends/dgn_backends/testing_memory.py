@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dgn_backends.api import SpanRunner, Step
 from dgn_backends.tensor import Tensor
-from dgn_backends.testing_kit import Bench, Ids, MemoryMeter, step_of
+from dgn_backends.testing_kit import Bench, Ids, step_of
+from dgn_backends.testing_memory_meter import MemoryMeter
 
 _POSITIONS = 4096
 _MIB = 1 << 20
@@ -27,9 +28,9 @@ def _usual_step_bytes(bench: Bench, runner: SpanRunner, ids: Ids, chunk: int) ->
     taken: list[int] = []
     for position in range(_POSITIONS, len(ids)):
         kv_bytes = runner.kv_bytes()
-        meter = MemoryMeter()
-        bench.forward(runner, [step_of(runner.span, 1, position, ids[position : position + 1])])
-        taken.append(meter.peak() - (runner.kv_bytes() - kv_bytes))
+        with MemoryMeter() as meter:
+            bench.forward(runner, [step_of(runner.span, 1, position, ids[position : position + 1])])
+            taken.append(meter.peak() - (runner.kv_bytes() - kv_bytes))
     return sorted(taken)[len(taken) // 2]
 
 
@@ -68,9 +69,9 @@ def check_small_masks(bench: Bench) -> None:
     for _ in range(4):
         runner.open(1, runner.span, _POSITIONS)
         step = Step(1, 0, Tensor.from_numpy(ids, "i32"), (_POSITIONS - 1,))
-        meter = MemoryMeter()
-        bench.forward(runner, [step])
-        tries.append(meter.peak() - runner.kv_bytes())
+        with MemoryMeter() as meter:
+            bench.forward(runner, [step])
+            tries.append(meter.peak() - runner.kv_bytes())
         runner.close(1)
     taken, allowed = min(tries), 15 * _MIB
     bench.require(
