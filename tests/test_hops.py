@@ -1002,6 +1002,22 @@ def test_journals_stay_within_their_bytes_and_end_with_their_hops() -> None:
     assert (book.bytes, len(book)) == (0, 0)
 
 
+def test_a_hop_that_ends_as_its_result_is_sent_leaves_no_journal() -> None:
+    node = Node()
+    node.opened()
+    step = a_step(KEY, 0)
+    node.hears(BEFORE, step, hidden(2))
+    post = node._post
+
+    def lost(peer: str, frame: Frame, left: Callable[[], None] | None = None, /) -> bool:
+        node.server.on_peer_down(ORIGIN.peer_id)  # the connection broke at this write
+        return post(peer, frame, left)
+
+    object.__setattr__(node.server._host, "post", lost)
+    node.computed(step, hidden(2))
+    assert (len(node.server.hops), len(node.server.journals), node.server.journals.bytes) == (0, 0, 0)
+
+
 def test_a_closed_hop_leaves_no_journal() -> None:
     node = Node()
     node.opened()

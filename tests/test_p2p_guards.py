@@ -25,6 +25,7 @@ from dgnd.p2p.host import Connection, Host
 from dgnd.p2p.muxer import WINDOW, MuxStream
 from dgnd.p2p.yamux import HEADER, SYN
 from dgnd.wire import codec
+from dgnd.wire.decoder import PEER, FrameDecoder
 from dgnd.wire.messages import Cancel, EndTurn, Frame, Goodbye, Hello, HopKey
 
 KEY = HopKey("o", "s", 1)
@@ -74,7 +75,7 @@ class Attacker:
     async def open(self, protocol: str) -> MuxStream:
         stream = self.connection.mux.open_stream()
         await negotiate.propose(stream, protocol, 5)
-        decoder = codec.FrameDecoder(codec.DEFAULT_LIMITS, codec.PEER)
+        decoder = FrameDecoder(codec.DEFAULT_LIMITS, PEER)
 
         def read(data: bytes | memoryview) -> None:
             decoder.receive_data(data)

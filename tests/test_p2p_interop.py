@@ -32,6 +32,7 @@ from dgnd.p2p.noise import GateClosed, GatedNoise
 from dgnd.p2p.standard import IDENTIFY, PING
 from dgnd.p2p.tcp import TcpStream
 from dgnd.wire import codec
+from dgnd.wire.decoder import PEER, FrameDecoder
 from dgnd.wire.messages import Frame, Hello, Ping, Pong
 
 SIZES = (1, 2, 100, 65519, 65520, 65535, 65536, 300_000, 2_000_000)
@@ -135,7 +136,7 @@ def test_a_stock_host_says_hello_over_its_own_noise_and_yamux() -> None:
                 await host.new_stream(ID.from_base58(node.id), [TProtocol(protocol)])
                 for protocol in (CONTROL, f"{CONTROL}/bulk")
             ]
-            decoder = codec.FrameDecoder(codec.DEFAULT_LIMITS, codec.PEER)
+            decoder = FrameDecoder(codec.DEFAULT_LIMITS, PEER)
             mine = Hello(versions=codec.PROTOCOL_VERSIONS, software="stock", name="stock")
             hello = codec.encode_bytes(Frame(mine))
             ping = codec.encode_bytes(Frame(Ping(nonce=5)))

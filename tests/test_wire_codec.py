@@ -19,17 +19,8 @@ from dgn_backends.errors import DataValue
 from dgn_backends.tensor import DType, Tensor
 from dgnd.errors import PositionGap, ProtocolError, UnknownMessage
 from dgnd.wire import messages as m
-from dgnd.wire.codec import (
-    PEER,
-    PROTOCOL_VERSIONS,
-    WORKER,
-    FrameDecoder,
-    MessageSet,
-    encode,
-    encode_bytes,
-    failure_of,
-    negotiate,
-)
+from dgnd.wire.codec import PROTOCOL_VERSIONS, encode, encode_bytes, failure_of, negotiate
+from dgnd.wire.decoder import PEER, WORKER, FrameDecoder, MessageSet
 from dgnd.wire.limits import (
     DEFAULT_LIMITS,
     LARGE_HEADERS,
@@ -169,7 +160,7 @@ def _step(**changes: Any) -> m.StepFrame:
     return m.StepFrame(**{**values, **changes})
 
 
-def _refusal(data: bytes, messages: MessageSet = PEER, limits: Limits = DEFAULT_LIMITS) -> str:
+def _refusal(data: bytes, messages: MessageSet = PEER, limits: Limits | None = DEFAULT_LIMITS) -> str:
     """The one line of the ProtocolError that `data` gives; the decoder stays failed."""
     decoder = FrameDecoder(limits, messages)
     decoder.receive_data(data)
@@ -196,6 +187,33 @@ def test_every_message_comes_back_as_it_was_sent(kind: Any) -> None:
         assert decoder.buffered == 0
 
     round_trip()
+
+
+def test_memory_that_was_read_may_be_used_again() -> None:
+    frames = [Frame(_step(start=2 * i), Tensor("f32", (2, 3), bytes(range(i, i + 24)))) for i in range(3)]
+    stream = b"".join(map(encode_bytes, frames))
+    memory = bytearray(len(stream) // 2)  # as a socket is read: into the same place each time
+    decoder, found = FrameDecoder(DEFAULT_LIMITS, PEER), []
+    for at in range(0, len(stream), len(memory)):
+        size = len(stream[at : at + len(memory)])
+        memory[:size] = stream[at : at + size]
+        decoder.receive_data(memoryview(memory)[:size])
+        found += _drain(decoder)
+        memory[:] = bytes(len(memory))
+    assert all(map(_same, frames, found))
+    assert (len(found), decoder.buffered) == (3, 0)
+
+
+def test_without_limits_only_the_form_is_checked() -> None:
+    beyond = _step(start=DEFAULT_LIMITS.position + 1)
+    data = _raw(beyond, ("i32", (2,)), bytes(8))
+    assert "step.start" in _refusal(data, WORKER)
+    decoder = FrameDecoder(None, WORKER)
+    decoder.receive_data(data)
+    [back] = _drain(decoder)
+    assert back.message == beyond
+    assert b"".join(encode(back, limits=None)) == data
+    assert "not a frame" in _refusal(b"GET / HTTP/1.1", WORKER, None)
 
 
 @settings(max_examples=150, deadline=None)

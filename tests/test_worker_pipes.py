@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from dgn_backends.tensor import Tensor
-from dgnd.wire.codec import WORKER, FrameDecoder, encode_bytes
+from dgnd.wire.codec import encode_bytes
+from dgnd.wire.decoder import WORKER, FrameDecoder
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import Frame, HopKey, Ping, Pong, StepFrame
 from dgnd.worker.inlet import TICK_S, Inlet

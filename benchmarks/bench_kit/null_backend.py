@@ -4,6 +4,7 @@ right shape, so that everything around it does all that it does for a real one. 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -29,6 +30,7 @@ class NullRunner:
         self.span = request.span
         self._width = request.config.block.hidden_size
         self._vocab = request.config.vocab_size
+        self._zeros = functools.lru_cache(_zeros)
         self._lengths: dict[int, int] = {}
         self._spans: dict[int, Span] = {}
 
@@ -43,9 +45,8 @@ class NullRunner:
     def _output(self, step: Step) -> StepOutput:
         self._lengths[step.sequence] += step.count
         if self._spans[step.sequence].head:
-            logits = np.zeros((len(step.logits_rows), self._vocab), np.float32)
-            return StepOutput(logits=Tensor.from_numpy(logits, "f32"))
-        return StepOutput(hidden=Tensor.from_numpy(np.zeros((step.count, self._width), np.float32), "f32"))
+            return StepOutput(logits=self._zeros(len(step.logits_rows), self._vocab))
+        return StepOutput(hidden=self._zeros(step.count, self._width))
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forgets positions from `length` on."""
@@ -62,6 +63,10 @@ class NullRunner:
     def kv_bytes(self) -> int:
         """None are held."""
         return 0
+
+
+def _zeros(rows: int, width: int) -> Tensor:
+    return Tensor.from_numpy(np.zeros((rows, width), np.float32), "f32")
 
 
 class NullBackend:

@@ -324,6 +324,9 @@ class Node:
         """A frame from a peer, or from this node to itself, to whom it concerns."""
         message = frame.message
         match message:
+            case StepFrame(key=key) | CloseHop(key=key):
+                here = key in self.hops.hops or key.origin != self.me
+                (self.hops if here else self.engine).on_frame(sender, frame)
             case Offers():
                 self.offers.peer_says(sender, message)
                 self.engine.on_offers()
@@ -333,9 +336,6 @@ class Node:
                 self.hops.on_frame(sender, frame)
             case HopOpened() | Alive() | TokenFrame() | Credit() | HopLength():
                 self.engine.on_frame(sender, frame)
-            case StepFrame(key=key) | CloseHop(key=key):
-                here = key in self.hops.hops or key.origin != self.me
-                (self.hops if here else self.engine).on_frame(sender, frame)
             case Failure(key=None):
                 log.warning("%s says: %s", self.names.of(sender), message.message)
             case Failure(key=key):

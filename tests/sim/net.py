@@ -20,7 +20,8 @@ import trio
 from dgnd.errors import PeerGone
 from dgnd.p2p.heartbeat import NUDGE_S
 from dgnd.p2p.settings import NetworkHandlers, NetworkSettings
-from dgnd.wire.codec import PEER, FrameDecoder, encode_bytes
+from dgnd.wire.codec import encode_bytes
+from dgnd.wire.decoder import PEER, FrameDecoder
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import Frame, Hello
 

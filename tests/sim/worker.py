@@ -13,7 +13,7 @@ from collections.abc import Callable
 import trio
 
 from dgnd.errors import BackendError, DgnError
-from dgnd.wire.messages import Frame, HopKey, LoadedSpan, LoadSpans, WorkerStats
+from dgnd.wire.messages import Frame, HopKey, LoadedSpan, LoadSpans, StepFrame, WorkerStats
 from dgnd.worker.joined import hops_of, positions
 from dgnd.worker.pace import Pace
 from dgnd.worker.runner import SpanWorker
@@ -165,14 +165,16 @@ class SimWorker:
             while receive.statistics().current_buffer_used:
                 self._put(scheduler, receive.receive_nowait())
             batch = scheduler.take(pace.budget)
-            works, begun = worker.works(batch), trio.current_time()
+            begun = trio.current_time()
             self._running = frozenset(hops_of(batch))
             answers = worker.run(batch)
             took = self._rng.uniform(0.001, 0.003) + self._rng.uniform(0.0001, 0.0004) * positions(batch)
             took *= self.slower
             await trio.sleep(took)
             await self._while_frozen()
-            speed.observe(works, begun, trio.current_time(), scheduler.beside(batch))
+            if isinstance(batch[0].message, StepFrame):
+                works, waiting = worker.works(batch), scheduler.beside(batch)
+                speed.observe(works, begun, trio.current_time(), waiting)
             pace.observe(positions(batch), took)
             self._running = frozenset()
             await trio.sleep(self._rng.uniform(0.0, 0.0003))  # until its writer has written them

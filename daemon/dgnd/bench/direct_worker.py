@@ -17,7 +17,8 @@ from types import TracebackType
 from dgn_backends.span import Span
 from dgnd.errors import WorkerDied, error_from
 from dgnd.sessions.session import OriginSession, RouteHop
-from dgnd.wire.codec import WORKER, FrameDecoder, encode
+from dgnd.wire.codec import encode
+from dgnd.wire.decoder import WORKER, FrameDecoder
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     CloseHop,

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import bisect
 from collections import OrderedDict
-from dataclasses import dataclass
+
+import msgspec
 
 from dgn_backends.tensor import Tensor
 from dgnd.errors import JournalGone
@@ -20,8 +21,7 @@ from dgnd.wire.messages import HopKey, StepFrame
 ENTRY_BYTES = 400
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """The results of positions `[start, stop)`: hidden states [stop - start, hidden_size]."""
 
     start: int

@@ -45,13 +45,13 @@ class HopResults:
             return
         origin = hop.ticket.key.origin
         match message:
+            case StepFrame():
+                self._computed(hop, message, frame.payload)
             case HopOpened(credits=credits):
                 hop.opened = message
                 hop.fence.grant(credits)
                 if hop.cancelling is None:
                     self._host.post(origin, hop.opened_frame())
-            case StepFrame():
-                self._computed(hop, message, frame.payload)
             case TokenFrame(position=position):
                 hop.fence.passed_on(position)
                 self._host.post(origin, frame)
@@ -66,20 +66,22 @@ class HopResults:
                 self._host.post(origin, frame)
 
     def _computed(self, hop: Hop, message: StepFrame, payload: Tensor | None) -> None:
-        """Hidden states: kept as long as their branch is the hop's, and passed on where the next hop lacks
-        them."""
+        """Hidden states: passed on where the next hop lacks them, and kept as long as their branch is the
+        hop's."""
         hop.fence.passed_on(message.stop)
         if payload is not None and hop.ticket.wire == "q8":
             payload = self._encoded(hop, message, payload)
             if payload is None:
                 return
-        if payload is not None and message.branch == hop.fence.branch and hop.ticket.next_hop is not None:
-            self._table.journals.keep(message.key, message, payload)
         if not hop.goes_further(message.branch):
             credit = Credit(key=message.key, branch=message.branch, route=hop.fence.route, stop=message.stop)
             self._host.post(message.key.origin, Frame(credit))
         elif message.route == hop.fence.route:
             self.forward(hop, message, payload)
+        # While the next hop works on it already; to post it may have ended this hop.
+        kept = message.branch == hop.fence.branch and hop.ticket.next_hop is not None
+        if payload is not None and kept and self._table.hops.get(message.key) is hop:
+            self._table.journals.keep(message.key, message, payload)
 
     def _encoded(self, hop: Hop, message: StepFrame, payload: Tensor) -> Tensor | None:
         """The results as they travel, and are journalled, so that they are the same when sent again; None

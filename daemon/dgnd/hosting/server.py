@@ -81,10 +81,10 @@ class HopServer:
         message = frame.message
         try:
             match message:
-                case OpenHop():
-                    self._open(sender, message)
                 case StepFrame():
                     self._step(sender, message, frame.payload)
+                case OpenHop():
+                    self._open(sender, message)
                 case History() | Cancel() | EndTurn() | CloseHop() | Replay() | Probe():
                     self._control(sender, message, frame.payload)
                 case Failure(key=HopKey()):

@@ -27,6 +27,7 @@ from dgnd.p2p.owner import LinkOwner
 from dgnd.p2p.settings import NetworkSettings
 from dgnd.p2p.write_lock import WriteLock
 from dgnd.wire import codec
+from dgnd.wire.decoder import PEER, FrameDecoder
 from dgnd.wire.limits import tag_of
 from dgnd.wire.messages import Failure, Frame, Goodbye, Hello, Offers, PeerMessage, Ping, Pong
 from dgnd.wire.plain_text import in_plain_words
@@ -34,6 +35,8 @@ from dgnd.wire.plain_text import in_plain_words
 log = logging.getLogger("dgnd.p2p")
 
 DUPLICATE = "there is another connection"
+#: All others are the owner's alone.
+_ABOUT_THE_LINK = (Goodbye, Hello, Ping, Pong, Offers)
 
 
 class Link:
@@ -173,7 +176,7 @@ class Link:
 
     def _attach(self, protocol: str, stream: MuxStream) -> None:
         self._streams[protocol] = stream
-        decoder = codec.FrameDecoder(self._settings.limits, codec.PEER)
+        decoder = FrameDecoder(self._settings.limits, PEER)
         try:
             stream.attach(partial(self._received, decoder), self._stream_ended)
         except ProtocolError as error:
@@ -241,7 +244,7 @@ class Link:
 
     # --- frames that come
 
-    def _received(self, decoder: codec.FrameDecoder, data: bytes | memoryview) -> None:
+    def _received(self, decoder: FrameDecoder, data: bytes | memoryview) -> None:
         decoder.receive_data(data)
         while self.error is None:
             try:
@@ -257,6 +260,8 @@ class Link:
     def _frame(self, frame: Frame) -> None:
         plain = in_plain_words(frame.message)
         frame = frame if plain is frame.message else Frame(plain, frame.payload)
+        if self.is_up and not isinstance(plain, _ABOUT_THE_LINK):
+            return self._hand_over(frame)
         match plain:
             case Goodbye(reason=reason):
                 self.fail(PeerGone(f"it said goodbye: {reason}"))
@@ -271,11 +276,12 @@ class Link:
                 self.say(Pong(nonce=nonce))
             case Pong(nonce=nonce):
                 self.heartbeat.pong(nonce)
-            case message:
-                if isinstance(message, Offers) and self.hello is not None:
-                    self.hello = msgspec.structs.replace(
-                        self.hello, offers=message.offers, peers=message.peers, trips=message.trips
-                    )
+            case Offers() as said if self.hello is not None:
+                self.hello = msgspec.structs.replace(
+                    self.hello, offers=said.offers, peers=said.peers, trips=said.trips
+                )
+                self._hand_over(frame)
+            case _:
                 self._hand_over(frame)
 
     def _hand_over(self, frame: Frame) -> None:

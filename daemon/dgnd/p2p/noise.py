@@ -55,9 +55,10 @@ class FastSession(SecureSession):
             conn=rw,
         )
         self._raw = raw
-        self._encrypt = rw.noise_state.encrypt
-        self._decrypt = rw.noise_state.decrypt
-        self._cipher = bytearray()
+        assert rw.noise_state.handshake_finished
+        self._sending = rw.noise_state.noise_protocol.cipher_state_encrypt
+        self._receiving = rw.noise_state.noise_protocol.cipher_state_decrypt
+        self._cipher = bytearray()  # the beginning of a message
         self._plain: deque[bytes] = deque()  # pieces, none empty
 
     async def read(self, n: int | None = None) -> bytes:
@@ -79,10 +80,13 @@ class FastSession(SecureSession):
 
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
         """`data` as it goes over the wire, where what was sealed before has to go first."""
+        if 0 < len(data) <= MAX_PLAINTEXT:  # mostly
+            message: bytes = self._sending.encrypt_with_ad(None, bytes(data))
+            return len(message).to_bytes(2, "big") + message
         view = memoryview(data)
         out: list[bytes] = []
         for at in range(0, len(view), MAX_PLAINTEXT):
-            message = self._encrypt(bytes(view[at : at + MAX_PLAINTEXT]))
+            message = self._sending.encrypt_with_ad(None, bytes(view[at : at + MAX_PLAINTEXT]))
             out.append(len(message).to_bytes(2, "big"))
             out.append(message)
         return b"".join(out)
@@ -91,21 +95,27 @@ class FastSession(SecureSession):
         chunk = await self._raw.read(READ_SIZE)
         if not chunk:
             raise ConnectionClosedError("closed by the peer")
-        self._cipher += chunk
-        at, end = 0, len(self._cipher)
-        with memoryview(self._cipher) as view:
-            while end - at >= 2:
-                size = (view[at] << 8) | view[at + 1]
-                if end - at - 2 < size:
-                    break
-                try:
-                    plain = self._decrypt(bytes(view[at + 2 : at + 2 + size]))
-                except Exception as error:
-                    raise DecryptionFailedException("a message that does not decrypt") from error
-                if plain:
-                    self._plain.append(plain)
-                at += 2 + size
-        del self._cipher[:at]
+        data: bytes | bytearray = chunk  # mostly whole messages
+        if self._cipher:
+            self._cipher += chunk
+            data = self._cipher
+        at, end = 0, len(data)
+        while end - at >= 2:
+            begin = at + 2
+            stop = begin + ((data[at] << 8) | data[at + 1])
+            if stop > end:
+                break
+            try:
+                plain = self._receiving.decrypt_with_ad(None, bytes(data[begin:stop]))
+            except Exception as error:
+                raise DecryptionFailedException("a message that does not decrypt") from error
+            if plain:
+                self._plain.append(plain)
+            at = stop
+        if data is self._cipher:
+            del self._cipher[:at]
+        else:
+            self._cipher += data[at:]
 
 
 class GatedNoise(Transport):

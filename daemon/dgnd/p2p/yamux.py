@@ -120,37 +120,46 @@ class Yamux:
                 if not self._body and self._body_of is not None:
                     yield from self._flags(self._body_of, self._body_flags)
                 continue
-            piece = view[at : at + HEADER.size - len(self._header)]
-            self._header += piece
-            at += len(piece)
-            if len(self._header) == HEADER.size:
+            if self._header or len(view) - at < HEADER.size:  # it came in two pieces
+                piece = view[at : at + HEADER.size - len(self._header)]
+                self._header += piece
+                at += len(piece)
+                if len(self._header) < HEADER.size:
+                    return
                 header = HEADER.unpack(self._header)
                 self._header.clear()
-                yield from self._frame(*header)
+            else:
+                header = HEADER.unpack_from(view, at)
+                at += HEADER.size
+            version, kind, flags, stream_id, length = header
+            if version != 0:
+                raise YamuxError(f"yamux version {version}")
+            if flags & SYN and kind in (DATA, WINDOW):
+                yield from self._open_inbound(stream_id)
+            if kind == DATA:
+                self._data(stream_id, flags, length)
+                if not length and self._body_of is not None:
+                    yield from self._flags(self._body_of, flags)
+            else:
+                yield from self._control(kind, flags, stream_id, length)
 
-    def _frame(self, version: int, kind: int, flags: int, stream_id: int, length: int) -> Iterator[Event]:
-        if version != 0:
-            raise YamuxError(f"yamux version {version}")
+    def _control(self, kind: int, flags: int, stream_id: int, length: int) -> Iterator[Event]:
         if kind == PING:
             if flags & SYN:
                 self._reply(PING, ACK, 0, length)
         elif kind == GO_AWAY:
             yield WentAway(length)
-        elif kind in (DATA, WINDOW):
-            if flags & SYN:
-                yield from self._open_inbound(stream_id)
-            stream = self._streams.get(stream_id)
-            if kind == DATA:
-                yield from self._data(stream, stream_id, flags, length)
-            elif stream is not None:
-                stream.send_window += length
-                if length:
-                    yield WindowGrew(stream)
-                yield from self._flags(stream, flags)
-        else:
+        elif kind != WINDOW:
             raise YamuxError(f"yamux frame type {kind}")
+        elif (stream := self._streams.get(stream_id)) is not None:
+            stream.send_window += length
+            if length:
+                yield WindowGrew(stream)
+            yield from self._flags(stream, flags)
 
-    def _data(self, stream: StreamState | None, stream_id: int, flags: int, length: int) -> Iterator[Event]:
+    def _data(self, stream_id: int, flags: int, length: int) -> None:
+        """The header of a DATA frame; its body is still to come."""
+        stream = self._streams.get(stream_id)
         if stream is None:
             self._discardable -= length
             if self._discardable < 0:
@@ -164,8 +173,6 @@ class Yamux:
                     f"{length} bytes on stream {stream_id}, {-stream.receive_window} over the receive window"
                 )
         self._body, self._body_of, self._body_flags = length, stream, flags
-        if not length and stream is not None:
-            yield from self._flags(stream, flags)
 
     def _open_inbound(self, stream_id: int) -> Iterator[Event]:
         if stream_id == 0 or stream_id % 2 == (1 if self._dialer else 0):

@@ -42,8 +42,7 @@ from dgnd.errors import DgnError, NotYet, PositionGap, ProtocolError, StalePrefi
 from dgnd.wire.messages import StepFrame
 
 
-@dataclass(frozen=True, slots=True)
-class Compute:
+class Compute(msgspec.Struct, frozen=True):
     """Append `step`: the frame itself, or the part of it from L on, without the first `skip` rows."""
 
     step: StepFrame

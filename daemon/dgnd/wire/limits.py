@@ -1,4 +1,5 @@
-"""What a message may hold: sizes, counts, ranges. Checked on what arrives and on what leaves.
+"""What a message may hold: sizes, counts, ranges. Checked on what arrives and on what leaves; by dgnd alone
+where it speaks with its workers.
 
 Three checks, in the order in which bytes arrive: lengths of a frame (before its header is taken), the
 message and its tensor's dtype and shape (before the payload is taken), and the payload's values. Every
@@ -88,6 +89,10 @@ def _tag(kind: type[msgspec.Struct]) -> str:
     return str(kind.__struct_config__.tag)
 
 
+def _refusal(message: AnyMessage, what: str) -> ProtocolError:
+    return ProtocolError(f"{tag_of(message)}: {what}")
+
+
 def check_lengths(header_len: int, payload_len: int, limits: Limits = DEFAULT_LIMITS) -> None:
     """Refuses a frame by its prefix alone. Raises ProtocolError."""
     if not 0 < header_len <= limits.large_header_bytes:
@@ -103,26 +108,28 @@ def check_header_size(tag: str, header_len: int, limits: Limits = DEFAULT_LIMITS
 
 
 def check_shape(
-    tag: str, dtype: str, shape: tuple[int, ...], payload_len: int, limits: Limits = DEFAULT_LIMITS
+    message: AnyMessage,
+    dtype: str,
+    shape: tuple[int, ...],
+    payload_len: int,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> None:
     """Refuses a tensor whose dtype is unknown or whose shape does not have `payload_len` bytes.
 
     Raises ProtocolError.
     """
     if dtype not in WIRE_DTYPES:
-        raise ProtocolError(f"{tag}: unknown dtype {dtype[:16]!r}; known: {', '.join(WIRE_DTYPES)}")
+        raise _refusal(message, f"unknown dtype {dtype[:16]!r}; known: {', '.join(WIRE_DTYPES)}")
     if len(shape) > limits.rank:
-        raise ProtocolError(f"{tag}: a tensor of rank {len(shape)}; at most {limits.rank}")
+        raise _refusal(message, f"a tensor of rank {len(shape)}; at most {limits.rank}")
     for dim in shape:
         if not 0 <= dim <= limits.dim:
-            raise ProtocolError(f"{tag}: a tensor dimension of {dim}; 0 to {limits.dim}")
+            raise _refusal(message, f"a tensor dimension of {dim}; 0 to {limits.dim}")
     if dtype == "q8" and len(shape) != 2:
-        raise ProtocolError(f"{tag}: q8 is of hidden states [n, h], not of {list(shape)}")
+        raise _refusal(message, f"q8 is of hidden states [n, h], not of {list(shape)}")
     expected = tensor_bytes(cast(WireDType, dtype), shape)
     if expected != payload_len:
-        raise ProtocolError(
-            f"{tag}: {dtype}{list(shape)} has {expected} bytes, the payload has {payload_len}"
-        )
+        raise _refusal(message, f"{dtype}{list(shape)} has {expected} bytes, the payload has {payload_len}")
 
 
 def check_message(
@@ -134,13 +141,14 @@ def check_message(
     field.
     """
     tag = tag_of(message)
+    if isinstance(message, StepFrame):  # what comes for every token is looked at first
+        check_fields(message, tag, limits)
+        _check_step(message, dtype, shape, limits)
+        return
     if isinstance(message, Hello | Offers):
         _check_offers(message.offers, tag)  # first: it bounds what there is to check
     check_fields(message, tag, limits)
     match message:
-        case StepFrame():
-            _check_step(message, dtype, shape, limits)
-            return
         case History():
             if dtype != "i32" or len(shape) != 1:
                 raise ProtocolError(f"history: the payload is i32 [n], not {dtype}{list(shape)}")
@@ -193,7 +201,7 @@ def validate(frame: Frame, limits: Limits = DEFAULT_LIMITS) -> None:
     if payload is None:
         check_message(frame.message, None, (), limits)
         return
-    check_shape(tag_of(frame.message), payload.dtype, payload.shape, len(payload.data), limits)
+    check_shape(frame.message, payload.dtype, payload.shape, len(payload.data), limits)
     check_message(frame.message, payload.dtype, payload.shape, limits)
     check_values(frame)
 

@@ -6,8 +6,6 @@ ignored, so a field may be added with a default; the tag names are the protocol 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import msgspec
 
 from dgn_backends.errors import DataValue
@@ -417,8 +415,7 @@ WorkerMessage = (
 AnyMessage = PeerMessage | WorkerMessage
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(msgspec.Struct, frozen=True):
     """One message and its tensor, if it has one."""
 
     message: AnyMessage

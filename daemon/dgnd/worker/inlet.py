@@ -15,8 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from dgnd.wire.codec import WORKER, FrameDecoder
-from dgnd.wire.limits import DEFAULT_LIMITS
+from dgnd.wire.decoder import WORKER, FrameDecoder
 from dgnd.wire.messages import Frame
 
 _READ_BYTES = 1 << 18
@@ -34,7 +33,7 @@ class Inlet:
         self._sock = sock
         self._take = take
         self._turn = threading.Lock()  # guards all of the reading
-        self._decoder = FrameDecoder(DEFAULT_LIMITS, WORKER)
+        self._decoder = FrameDecoder(None, WORKER)  # what its own dgnd sends was checked there
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._absences = 0  # odd while the compute thread is away
         self._asleep = False  # the thread that stands in
@@ -47,7 +46,8 @@ class Inlet:
         """Takes what comes until `done`, which only frames change: nobody else takes one meanwhile."""
         with self._turn:
             while not done():
-                self._receive(0)
+                if self._receive(0) == _READ_BYTES:
+                    self._read_rest()
 
     def read_within(self, seconds: float) -> bool:
         """Takes what comes within `seconds`, which count in whole milliseconds; False when nothing did."""
@@ -62,8 +62,11 @@ class Inlet:
     def read_all(self) -> None:
         """Takes all that has come."""
         with self._turn:
-            while self._receive(socket.MSG_DONTWAIT) == _READ_BYTES:
-                pass
+            self._read_rest()
+
+    def _read_rest(self) -> None:
+        while self._receive(socket.MSG_DONTWAIT) == _READ_BYTES:
+            pass
 
     def leave(self) -> None:
         """Until `come_back` the thread that calls this reads nothing."""

@@ -34,7 +34,7 @@ class Outlet:
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Sends frames together, so that what is asked next comes back together."""
-        pieces = [piece for frame in frames for piece in encode(frame)]
+        pieces = [piece for frame in frames for piece in encode(frame, limits=None)]  # dgnd looks
         if sum(map(len, pieces)) <= _ONE_WRITE_BYTES:
             pieces = [b"".join(pieces)]
         with self._changed:

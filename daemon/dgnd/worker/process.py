@@ -156,7 +156,6 @@ class WorkerProcess:
             if held and not overtakes(batch, held):
                 self._outlet.send(held)
                 held = []
-            works = worker.works(batch)
             self._inlet.leave()
             begun = time.monotonic()
             self._note.write(hops_of(batch))
@@ -177,9 +176,9 @@ class WorkerProcess:
             if os.getpid() != pid:
                 return
             pace.observe(positions(batch), ended - begun)
-            if works and not failed:
+            if not failed and isinstance(batch[0].message, StepFrame):
                 with self._waiting:
-                    self._speed.observe(works, begun, ended, beside)
+                    self._speed.observe(worker.works(batch), begun, ended, beside)
                     self._tally.computed(batch, ended - begun)
             self._kv_bytes, self._kv_busy = kv_bytes, worker.budget.busy_bytes
             self._inlet.come_back()
@@ -198,7 +197,8 @@ class WorkerProcess:
     def _gather(self, worker: SpanWorker, watchdog: Watchdog, pace: Pace) -> None:
         """Reads until there is something to do, and a little longer for the hops of the last batch, as long
         as they keep coming."""
-        self._inlet.read_all()
+        if self._scheduler:
+            self._inlet.read_all()
         while not self._scheduler or self._kv_limit is not None:
             self._inlet.read_until(lambda: self._scheduler or self._kv_limit)
             if self._kv_limit is not None:
@@ -206,6 +206,8 @@ class WorkerProcess:
                 with watchdog:
                     worker.limit_kv(limit.n_bytes)
                     self._kv_bytes, self._kv_busy = worker.kv_bytes(), worker.budget.busy_bytes
+        if self._scheduler.is_gathered():
+            return
         deadline = time.monotonic() + pace.all_patience_s
         while not self._scheduler.is_gathered() and (left := deadline - time.monotonic()) > 0:
             if not self._inlet.read_within(min(pace.patience_s, left)):
@@ -213,6 +215,10 @@ class WorkerProcess:
 
     def _take(self, frame: Frame) -> None:
         match frame.message:
+            case StepFrame() | OpenSequence() | History() | Cancel() | EndTurn() | CloseHop() as message:
+                with self._waiting:
+                    self._scheduler.put(message.key, frame)
+                    self._tally.put(frame, time.monotonic())
             case Ping(nonce=nonce):
                 self._outlet.send([Frame(Pong(nonce=nonce))])
             case WorkerStats():
@@ -221,10 +227,6 @@ class WorkerProcess:
                 self._load = load
             case KvLimit() as limit:
                 self._kv_limit = limit
-            case OpenSequence() | StepFrame() | History() | Cancel() | EndTurn() | CloseHop() as message:
-                with self._waiting:
-                    self._scheduler.put(message.key, frame)
-                    self._tally.put(frame, time.monotonic())
             case _:
                 pass  # messages that only the daemon receives
 

@@ -116,9 +116,9 @@ class SpanWorker:
         return len(self._sequences)
 
     def works(self, batch: Sequence[Frame]) -> list[StepWork]:
-        """How big the steps of a batch are; none for another frame."""
+        """How big the steps of a batch are that was run."""
         found = []
-        for frames in by_hop(batch) if isinstance(batch[0].message, StepFrame) else ():
+        for frames in by_hop(batch):
             sequence = self._sequences.get(step_of(frames[0]).key)
             if sequence is not None:
                 span, runner = sequence.span, sequence.runner

@@ -19,7 +19,17 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Literal
 
-from dgnd.wire.messages import Cancel, CloseHop, EndTurn, Frame, History, HopKey, OpenSequence, StepFrame
+from dgnd.wire.messages import (
+    AnyMessage,
+    Cancel,
+    CloseHop,
+    EndTurn,
+    Frame,
+    History,
+    HopKey,
+    OpenSequence,
+    StepFrame,
+)
 from dgnd.worker.joined import hops_of, step_of
 from dgnd.worker.pace import LEAST, MOST
 
@@ -76,6 +86,9 @@ class Scheduler:
     def __len__(self) -> int:
         return sum(len(queue) for queue in self._queues.values())
 
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
     def beside(self, batch: Sequence[Frame]) -> int:
         """How many hops wait that have no step in `batch`."""
         return len(self._queues.keys() - hops_of(batch))
@@ -92,32 +105,45 @@ class Scheduler:
 
     def put(self, key: HopKey, frame: Frame) -> None:
         """Appends a frame to its hop's queue. A cancel or close first drops the hop's waiting steps."""
-        if isinstance(frame.message, Cancel | CloseHop):
-            self._drop_steps(key)
-        if isinstance(frame.message, Cancel | CloseHop | EndTurn) and self._recent:
-            self._recent[-1] -= {key}  # it does not come back
-        if isinstance(frame.message, OpenSequence) and frame.message.span.endswith("head"):
-            self._last.add(key)
-        elif isinstance(frame.message, CloseHop):
-            self._last.discard(key)
+        if not isinstance(frame.message, StepFrame):
+            self._changes(key, frame.message)
         if key not in self._queues:
             self._queues[key] = deque()
             self._since[key] = self._tick()
         self._queues[key].append(frame)
 
+    def _changes(self, key: HopKey, message: AnyMessage) -> None:
+        """What frames that are no steps say of their hop."""
+        if isinstance(message, Cancel | CloseHop):
+            self._drop_steps(key)
+        if isinstance(message, Cancel | CloseHop | EndTurn) and self._recent:
+            self._recent[-1] -= {key}  # it does not come back
+        if isinstance(message, OpenSequence) and message.span.endswith("head"):
+            self._last.add(key)
+        elif isinstance(message, CloseHop):
+            self._last.discard(key)
+
     def take(self, budget: int = MOST) -> list[Frame]:
         """The next batch, of about `budget` positions; empty when nothing waits."""
+        if len(self._queues) == 1:  # what a single answer meets at every token
+            (key,) = self._queues
+            if kind_of(self._queues[key][0]) == "decode":
+                return self._taken("decode", [self._pop("decode", key)], chunks_wait=False)
         small, decodes, chunks = self._order("small"), self._order("decode"), self._order("chunk")
         if small and (self._small < SMALL_IN_A_ROW or not decodes + chunks):
             self._small += 1
             return [self._pop("small", small[0])]
-        self._small = 0
         kind: Kind = "decode" if decodes and (self._turn == "decode" or not chunks) else "chunk"
         batch = self._outcast(kind, decodes if kind == "decode" else chunks)
         if not batch:
             batch = self._decodes() if kind == "decode" else self._chunks(self._room(budget), 0, set())
+        return self._taken(kind, batch, chunks_wait=bool(chunks))
+
+    def _taken(self, kind: Kind, batch: list[Frame], chunks_wait: bool) -> list[Frame]:
+        """`batch` again, after a note of whose turn it was."""
+        self._small = 0
         if batch:
-            self._turn = "chunk" if kind == "decode" and chunks else "decode"
+            self._turn = "chunk" if kind == "decode" and chunks_wait else "decode"
             self._since_decode = 0 if kind == "decode" else self._since_decode + 1
             self._recent.append(frozenset(step_of(frame).key for frame in batch))
         return batch
@@ -164,8 +190,6 @@ class Scheduler:
     def _order(self, kind: Kind) -> list[HopKey]:
         """Hops whose first frame is of this kind: one of each origin in turn, then the second of each, and
         so on."""
-        if len(self._queues) == 1:  # what a single answer meets at every token
-            return [key for key, queue in self._queues.items() if kind_of(queue[0]) == kind]
         hops: dict[str, list[HopKey]] = {}
         for key in sorted(self._queues, key=self._since.__getitem__):
             if kind_of(self._queues[key][0]) == kind:

@@ -30,7 +30,8 @@ from dgnd.errors import (
     error_from,
 )
 from dgnd.memory.system_memory import private_bytes
-from dgnd.wire.codec import WORKER, FrameDecoder, encode_for_stream
+from dgnd.wire.codec import encode_for_stream
+from dgnd.wire.decoder import WORKER, FrameDecoder
 from dgnd.wire.limits import DEFAULT_LIMITS
 from dgnd.wire.messages import (
     Failure,

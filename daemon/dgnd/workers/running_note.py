@@ -30,11 +30,11 @@ class RunningNote:
 
     def write(self, keys: Collection[HopKey]) -> None:
         """These hops' steps begin, or with none: they have ended."""
-        text = msgspec.msgpack.encode(list(keys)) if keys else b""
-        if len(text) > _BYTES - _LENGTH_BYTES:
-            text = b""
         # The length last: a reader after a death in between finds nothing, not half of it.
         self._page[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)
+        text = msgspec.msgpack.encode(list(keys)) if keys else b""
+        if not 0 < len(text) <= _BYTES - _LENGTH_BYTES:
+            return
         self._page[_LENGTH_BYTES : _LENGTH_BYTES + len(text)] = text
         self._page[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
 
