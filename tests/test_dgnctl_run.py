@@ -55,7 +55,7 @@ def test_json_is_one_line_with_the_fixed_keys(daemon: EchoDaemon, capfd: pytest.
 
 def test_every_option_reaches_the_daemon(daemon: EchoDaemon) -> None:
     options = [
-        "--model", "tiny", "--raw", "--system", "be brief", "--max-tokens", "5", "--temperature", "0.5",
+        "--model", "tiny", "--system", "be brief", "--max-tokens", "5", "--temperature", "0.5",
         "--top-p", "0.9", "--top-k", "40", "--min-p", "0.1", "--repetition-penalty", "1.1",
         "--presence-penalty", "-0.5", "--frequency-penalty", "0.25", "--seed", "18446744073709551615",
         "--stop", "END", "--stop", "\n", "--stop-ids", "13,2", "--stop-ids", "7", "--json",
@@ -63,7 +63,7 @@ def test_every_option_reaches_the_daemon(daemon: EchoDaemon) -> None:
     assert run_command(["run", *options, "hello"]) == 0
     assert daemon.service.seen == [
         api.GenerateParams(
-            prompt="hello", model="tiny", raw=True, system="be brief", max_tokens=5, temperature=0.5,
+            prompt="hello", model="tiny", system="be brief", max_tokens=5, temperature=0.5,
             top_p=0.9, top_k=40, min_p=0.1, repetition_penalty=1.1, presence_penalty=-0.5,
             frequency_penalty=0.25, seed=2**64 - 1, stop=["END", "\n"], stop_ids=[[13, 2], [7]],
         )
@@ -100,6 +100,13 @@ def test_stdin_that_is_not_utf8_is_refused(daemon: EchoDaemon) -> None:
         out, _ = process.communicate(b"\xff")
     assert process.returncode == 2
     assert "not UTF-8" in json.loads(out)["error"]["message"]
+    assert not daemon.service.seen
+
+
+def test_a_system_message_that_no_template_would_take_is_refused(daemon: EchoDaemon) -> None:
+    done = subprocess.run([*DGNCTL, "run", "--raw", "--system", "Be brief.", "a"], capture_output=True)
+    assert done.returncode == 2
+    assert b"--raw uses no template, which --system needs" in done.stderr
     assert not daemon.service.seen
 
 

@@ -43,6 +43,8 @@ def run(
 
     PROMPT of - reads it from stdin. Ctrl-C stops the answer here and on all peers.
     """
+    if raw and options["system"] is not None:
+        raise click.UsageError("--raw uses no template, which --system needs: put its text into PROMPT")
     text = read_prompt(raw) if prompt == "-" else prompt
     params = msgspec.structs.replace(template(**options), prompt=check_text(text), raw=raw)
     if json_schema is not None:

@@ -284,6 +284,8 @@ class WorkerHandle:
                 await trio.lowlevel.wait_readable(sock)
                 try:
                     size = sock.recv_into(buffer)
+                except BlockingIOError:  # woken for nothing
+                    continue
                 except OSError:
                     return False
                 if not size:
