@@ -214,6 +214,9 @@ def test_without_limits_only_the_form_is_checked() -> None:
     assert back.message == beyond
     assert b"".join(encode(back, limits=None)) == data
     assert "not a frame" in _refusal(b"GET / HTTP/1.1", WORKER, None)
+    assert "without dtype and shape" in _refusal(_raw(m.Ping(nonce=1), payload=data), WORKER, None)
+    assert "the payload has 7" in _refusal(_raw(_step(), ("i32", (2,)), bytes(7)), WORKER, None)
+    assert "unknown dtype" in _refusal(_raw(_step(), ("i64", (1,)), bytes(8)), WORKER, None)
 
 
 @settings(max_examples=150, deadline=None)

@@ -47,7 +47,8 @@ class Step:
     """One forward of positions `[start, start + count)` of one sequence.
 
     `inputs` is i32 [count] (token ids) where the sequence's span has `embed`, else hidden states
-    [count, hidden_size] in any float dtype. `start` is always the sequence's present length.
+    [count, hidden_size] in any float dtype; its memory may be read-only. `start` is always the sequence's
+    present length.
     `logits_rows` are the rows (offsets into the step) whose logits are wanted; only where the span has
     `head`.
     """

@@ -16,7 +16,7 @@ from dgn_backends.hf_config import read_config
 from dgn_backends.model import ModelConfig
 from dgn_backends.reference import ReferenceBackend
 from dgn_backends.span import Span
-from dgn_backends.tensor import Tensor
+from dgn_backends.tensor import DType, Tensor
 from dgn_backends.testing_cases import MODELS
 from dgn_backends.testing_models import make_tiny_llama
 from dgn_backends.weights import whole_model
@@ -172,7 +172,8 @@ class Bench:
 
 def step_of(span: Span, sequence: int, start: int, inputs: Ids | F32) -> Step:
     """A step of token ids or f32 hidden states that asks for all logits where `span` has the head."""
-    tensor = Tensor.from_numpy(inputs, "i32" if inputs.dtype == np.int32 else "f32")
+    dtype: DType = "i32" if inputs.dtype == np.int32 else "f32"
+    tensor = Tensor(dtype, inputs.shape, inputs.tobytes())  # read-only, as most that comes over the wire
     return Step(sequence, start, tensor, tuple(range(len(inputs))) if span.head else ())
 
 

@@ -59,7 +59,7 @@ class _MallInfo(ctypes.Structure):
         ("usmblks", ctypes.c_size_t),
         ("fsmblks", ctypes.c_size_t),
         ("uordblks", ctypes.c_size_t),
-        ("fordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),  # bytes that are free in the heap
         ("keepcost", ctypes.c_size_t),
     )
 
@@ -76,14 +76,15 @@ def _take_large_holes() -> list[int]:
     large would be put there, each time in another hole, and would stay there when it is freed. So one
     process after another would seem to take more, by what had run in it before."""
     taken: list[int] = []
-    mapped = _libc.mallinfo2().hblks
-    while True:
+    before = _libc.mallinfo2()
+    for _ in range(before.fordblks // _LARGE_BYTES + 1):
         address = _libc.malloc(_LARGE_BYTES)
         if address is None:
-            return taken
+            break
         taken.append(address)
-        if _libc.mallinfo2().hblks > mapped:  # a mapping of its own: no hole is left
-            return taken
+        if _libc.mallinfo2().hblks > before.hblks:  # a mapping of its own: no hole is left
+            break
+    return taken
 
 
 def _status_bytes(field: str) -> int:

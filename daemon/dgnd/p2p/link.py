@@ -276,12 +276,11 @@ class Link:
                 self.say(Pong(nonce=nonce))
             case Pong(nonce=nonce):
                 self.heartbeat.pong(nonce)
-            case Offers() as said if self.hello is not None:
+            case Offers() as said:
+                assert self.hello is not None  # or it would not be up
                 self.hello = msgspec.structs.replace(
                     self.hello, offers=said.offers, peers=said.peers, trips=said.trips
                 )
-                self._hand_over(frame)
-            case _:
                 self._hand_over(frame)
 
     def _hand_over(self, frame: Frame) -> None:

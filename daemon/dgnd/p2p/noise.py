@@ -81,15 +81,14 @@ class FastSession(SecureSession):
     def seal(self, data: bytes | bytearray | memoryview) -> bytes:
         """`data` as it goes over the wire, where what was sealed before has to go first."""
         if 0 < len(data) <= MAX_PLAINTEXT:  # mostly
-            message: bytes = self._sending.encrypt_with_ad(None, bytes(data))
-            return len(message).to_bytes(2, "big") + message
+            return self._message(bytes(data))
         view = memoryview(data)
-        out: list[bytes] = []
-        for at in range(0, len(view), MAX_PLAINTEXT):
-            message = self._sending.encrypt_with_ad(None, bytes(view[at : at + MAX_PLAINTEXT]))
-            out.append(len(message).to_bytes(2, "big"))
-            out.append(message)
-        return b"".join(out)
+        pieces = (view[at : at + MAX_PLAINTEXT] for at in range(0, len(view), MAX_PLAINTEXT))
+        return b"".join(self._message(bytes(piece)) for piece in pieces)
+
+    def _message(self, plain: bytes) -> bytes:
+        cipher: bytes = self._sending.encrypt_with_ad(None, plain)
+        return len(cipher).to_bytes(2, "big") + cipher
 
     async def _receive(self) -> None:
         chunk = await self._raw.read(READ_SIZE)
@@ -106,8 +105,9 @@ class FastSession(SecureSession):
             if stop > end:
                 break
             try:
-                plain = self._receiving.decrypt_with_ad(None, bytes(data[begin:stop]))
+                plain = self._receiving.decrypt_with_ad(None, bytes(memoryview(data)[begin:stop]))
             except Exception as error:
+                self._cipher = bytearray(data[at:])  # whoever reads on meets it again
                 raise DecryptionFailedException("a message that does not decrypt") from error
             if plain:
                 self._plain.append(plain)

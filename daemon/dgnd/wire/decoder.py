@@ -15,6 +15,7 @@ from dgn_backends.tensor import Tensor, WireDType
 from dgnd.errors import ProtocolError, UnknownMessage
 from dgnd.wire.codec import BEGINS, PREFIX
 from dgnd.wire.limits import (
+    DEFAULT_LIMITS,
     Limits,
     check_header_size,
     check_lengths,
@@ -79,7 +80,7 @@ class FrameDecoder:
 
     After each `receive_data`, call `next_frame` until it returns None; then it holds less than one frame, and
     the memory of what it was given may be used again. `messages` is PEER or WORKER. Without `limits` what it
-    reads is trusted, and only its form is checked.
+    reads is trusted, and only its form is checked: that it is a message, with a tensor of the right size.
     """
 
     def __init__(self, limits: Limits | None, messages: MessageSet) -> None:
@@ -122,7 +123,7 @@ class FrameDecoder:
         if self._failed is not None:
             raise ProtocolError(self._failed)
         if self._at == len(self._data) and self._lengths is None:  # as after every whole frame
-            self._data, self._at, self._own = b"", 0, False
+            self._forget_data()
             return None
         try:
             frame = self._advance()
@@ -130,12 +131,15 @@ class FrameDecoder:
             raise
         except ProtocolError as error:
             self._failed = error.message
-            self._data, self._at, self._own = b"", 0, False
-            self._message = None
+            self._forget_data()
+            self._message = self._tensor = None
             raise
         if frame is None:
             self._keep_rest()
         return frame
+
+    def _forget_data(self) -> None:
+        self._data, self._at, self._own = b"", 0, False
 
     def _keep_rest(self) -> None:
         """What is left is copied, if it is not ours already."""
@@ -192,8 +196,13 @@ class FrameDecoder:
             self._not_decoded(raw, error, payload_len)
             return True
         message, tensor = header.message, header.tensor
+        dtype, shape = (None, ()) if tensor is None else (tensor.dtype, tensor.shape)
+        if dtype is not None:
+            check_shape(message, dtype, shape, payload_len, limits or DEFAULT_LIMITS)
+        elif payload_len:
+            raise ProtocolError(f"{tag_of(message)}: {payload_len} bytes of payload without dtype and shape")
         if limits is not None:
-            _check_header(message, tensor, payload_len, limits)
+            check_message(message, dtype, shape, limits)
         self._message, self._tensor = message, tensor
         return True
 
@@ -244,18 +253,6 @@ class FrameDecoder:
             return False
         unknown, self._unknown, self._lengths = self._unknown, None, None
         raise unknown
-
-
-def _check_header(
-    message: AnyMessage, tensor: _TensorHeader | None, payload_len: int, limits: Limits
-) -> None:
-    if tensor is not None:
-        check_shape(message, tensor.dtype, tensor.shape, payload_len, limits)
-        check_message(message, tensor.dtype, tensor.shape, limits)
-        return
-    if payload_len:
-        raise ProtocolError(f"{tag_of(message)}: {payload_len} bytes of payload without dtype and shape")
-    check_message(message, None, (), limits)
 
 
 def _tag_in(header: bytes) -> str:

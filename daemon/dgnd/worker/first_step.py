@@ -36,6 +36,7 @@ def _frames(span: Span, dtype: DType, config: ModelConfig) -> list[Frame]:
     else:  # small numbers of both signs, like those of an embedding
         row = 0.01 * (np.arange(config.block.hidden_size, dtype=np.float32) % 7 - 3)
         payload = Tensor.from_f32(row[None, :], dtype)
+    payload = Tensor(payload.dtype, payload.shape, bytes(payload.data))  # read-only, as most that is sent
     step = StepFrame(
         key=_KEY, branch=0, route=0, start=0, count=1, digest_start=0, digest_end=0,
         sample=Sampling() if span.head else None,

@@ -114,14 +114,16 @@ class Scheduler:
 
     def _changes(self, key: HopKey, message: AnyMessage) -> None:
         """What frames that are no steps say of their hop."""
-        if isinstance(message, Cancel | CloseHop):
-            self._drop_steps(key)
-        if isinstance(message, Cancel | CloseHop | EndTurn) and self._recent:
-            self._recent[-1] -= {key}  # it does not come back
-        if isinstance(message, OpenSequence) and message.span.endswith("head"):
-            self._last.add(key)
-        elif isinstance(message, CloseHop):
-            self._last.discard(key)
+        match message:
+            case OpenSequence(span=span) if span.endswith("head"):
+                self._last.add(key)
+            case Cancel() | CloseHop() | EndTurn():
+                if self._recent:
+                    self._recent[-1] -= {key}  # it does not come back
+                if not isinstance(message, EndTurn):
+                    self._drop_steps(key)
+                if isinstance(message, CloseHop):
+                    self._last.discard(key)
 
     def take(self, budget: int = MOST) -> list[Frame]:
         """The next batch, of about `budget` positions; empty when nothing waits."""
