@@ -13,7 +13,7 @@ from dgnd.config import LoadedConfig
 from dgnd.config.schema import BlocksRow, Config, ModelSection
 from dgnd.errors import ConfigError
 from dgnd.models.blocksmap import BlocksMap
-from dgnd.wire.limits import SPANS_MAX
+from dgnd.wire.checks import SPANS_MAX
 
 
 def rows(*triples: tuple[str, str, str]) -> Config:

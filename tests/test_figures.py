@@ -13,8 +13,8 @@ from dgnd.errors import ProtocolError
 from dgnd.peers.offers import OfferBook
 from dgnd.routing.bookings import SPREAD_S, Bookings
 from dgnd.routing.figures import AGAIN_S, EXPIRY_S, LOOK_S, Saying, told_trips
+from dgnd.wire.checks import TRIPS_MAX, validate
 from dgnd.wire.codec import encode_bytes
-from dgnd.wire.limits import TRIPS_MAX, validate
 from dgnd.wire.messages import Frame, Hello, ModelOffer, SpanOffer
 
 SPAN = SpanOffer(span="0-3", numerics="n", dtype="f32", free_kv_positions=10_000)

@@ -16,8 +16,8 @@ from dgnd.models.local import LocalModel, read_model
 from dgnd.peers.offers import OfferBook
 from dgnd.peers.told import Told
 from dgnd.routing.exactness import Way
+from dgnd.wire.checks import ALL_SPANS_MAX, SPAN_TEXT, SPANS_MAX, validate
 from dgnd.wire.codec import encode_bytes
-from dgnd.wire.limits import ALL_SPANS_MAX, SPAN_TEXT, SPANS_MAX, validate
 from dgnd.wire.messages import Frame, Hello, ModelOffer, SpanOffer
 
 N_BLOCKS = 8

@@ -19,18 +19,10 @@ from dgn_backends.errors import DataValue
 from dgn_backends.tensor import DType, Tensor
 from dgnd.errors import PositionGap, ProtocolError, UnknownMessage
 from dgnd.wire import messages as m
+from dgnd.wire.checks import LOGPROBS_MAX, validate
 from dgnd.wire.codec import PROTOCOL_VERSIONS, encode, encode_bytes, failure_of, negotiate
 from dgnd.wire.decoder import PEER, WORKER, FrameDecoder, MessageSet
-from dgnd.wire.limits import (
-    DEFAULT_LIMITS,
-    LARGE_HEADERS,
-    LOGPROBS_MAX,
-    POSITIONS,
-    U64_FIELDS,
-    Limits,
-    tag_of,
-    validate,
-)
+from dgnd.wire.limits import DEFAULT_LIMITS, LARGE_HEADERS, POSITIONS, U64_FIELDS, Limits, tag_of
 from dgnd.wire.messages import Frame
 
 ALL_KINDS: tuple[Any, ...] = tuple(dict.fromkeys((*get_args(m.PeerMessage), *get_args(m.WorkerMessage))))

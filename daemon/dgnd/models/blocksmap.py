@@ -14,7 +14,7 @@ from dgnd.config.check import SELF
 from dgnd.config.locate import KeyPath
 from dgnd.config.schema import AUTO, Config
 from dgnd.errors import ConfigError
-from dgnd.wire.limits import SPANS_MAX
+from dgnd.wire.checks import SPANS_MAX
 
 Units = frozenset[int]
 

@@ -23,7 +23,7 @@ from dgnd.errors import ConfigError, ModelError
 from dgnd.memory.system_memory import available_bytes
 from dgnd.models.generation_config import model_sampling
 from dgnd.text.assets import TextAssets
-from dgnd.wire.limits import FIGURE_MS_MAX, QUEUE_MAX
+from dgnd.wire.checks import FIGURE_MS_MAX, QUEUE_MAX
 from dgnd.wire.messages import LoadedSpan, LoadSpans, Sampling, SpanOffer, WorkerStats
 from dgnd.workers.handle import WorkerHandle
 from dgnd.workers.seal import Seal

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from dgnd.wire.limits import TRIPS_MAX
+from dgnd.wire.checks import TRIPS_MAX
 from dgnd.wire.messages import Hello
 
 #: Figures are looked at so often, so that is the most often that they are said.

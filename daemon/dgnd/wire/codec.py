@@ -17,14 +17,8 @@ from collections.abc import Sequence
 import msgspec
 
 from dgnd.errors import DgnError, ProtocolError, one_line
-from dgnd.wire.limits import (
-    DEFAULT_LIMITS,
-    Limits,
-    check_header_size,
-    check_lengths,
-    tag_of,
-    validate,
-)
+from dgnd.wire.checks import validate
+from dgnd.wire.limits import DEFAULT_LIMITS, Limits, check_header_size, check_lengths, tag_of
 from dgnd.wire.messages import AnyMessage, Failure, Frame, HopKey
 
 #: Versions of the protocol that this software speaks: the current one and the one before it.

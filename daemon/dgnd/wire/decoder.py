@@ -13,17 +13,9 @@ import msgspec
 
 from dgn_backends.tensor import Tensor, WireDType
 from dgnd.errors import ProtocolError, UnknownMessage
+from dgnd.wire.checks import check_message, check_shape, check_values
 from dgnd.wire.codec import BEGINS, PREFIX
-from dgnd.wire.limits import (
-    DEFAULT_LIMITS,
-    Limits,
-    check_header_size,
-    check_lengths,
-    check_message,
-    check_shape,
-    check_values,
-    tag_of,
-)
+from dgnd.wire.limits import DEFAULT_LIMITS, Limits, check_header_size, check_lengths, tag_of
 from dgnd.wire.messages import AnyMessage, Frame, PeerMessage, WorkerMessage
 
 _TAG_SHOWN = 40
