@@ -103,6 +103,11 @@ def test_stdin_that_is_not_utf8_is_refused(daemon: EchoDaemon) -> None:
     assert not daemon.service.seen
 
 
+def test_raw_reaches_the_daemon(daemon: EchoDaemon) -> None:
+    assert run_command(["run", "--raw", "hello"]) == 0
+    assert daemon.service.seen == [api.GenerateParams(prompt="hello", raw=True)]
+
+
 def test_a_system_message_that_no_template_would_take_is_refused(daemon: EchoDaemon) -> None:
     done = subprocess.run([*DGNCTL, "run", "--raw", "--system", "Be brief.", "a"], capture_output=True)
     assert done.returncode == 2

@@ -73,14 +73,13 @@ def check_message(
     field.
     """
     tag = tag_of(message)
-    if isinstance(message, StepFrame):  # what comes for every token is looked at first
-        check_fields(message, tag, limits)
-        _check_step(message, dtype, shape, limits)
-        return
     if isinstance(message, Hello | Offers):
         _check_offers(message.offers, tag)  # first: it bounds what there is to check
     check_fields(message, tag, limits)
     match message:
+        case StepFrame():
+            _check_step(message, dtype, shape, limits)
+            return
         case History():
             if dtype != "i32" or len(shape) != 1:
                 raise ProtocolError(f"history: the payload is i32 [n], not {dtype}{list(shape)}")

@@ -28,7 +28,6 @@ PREFIX = struct.Struct("<4sII")
 BEGINS = b"dgn\x01"  # the last byte is the layout
 _SMALL = 64 << 10  # to copy so much costs less than to write twice
 
-
 _encoder = msgspec.msgpack.Encoder()
 
 
@@ -85,8 +84,7 @@ def _head(
     header = _encoder.encode((message, tensor))
     if limits is not None:
         check_lengths(len(header), payload_len, limits)
-        if len(header) > limits.header_bytes:
-            check_header_size(tag_of(message), len(header), limits)
+        check_header_size(tag_of(message), len(header), limits)
     return PREFIX.pack(BEGINS, len(header), payload_len) + header
 
 

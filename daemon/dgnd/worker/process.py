@@ -206,8 +206,6 @@ class WorkerProcess:
                 with watchdog:
                     worker.limit_kv(limit.n_bytes)
                     self._kv_bytes, self._kv_busy = worker.kv_bytes(), worker.budget.busy_bytes
-        if self._scheduler.is_gathered():
-            return
         deadline = time.monotonic() + pace.all_patience_s
         while not self._scheduler.is_gathered() and (left := deadline - time.monotonic()) > 0:
             if not self._inlet.read_within(min(pace.patience_s, left)):
